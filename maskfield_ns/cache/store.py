@@ -1,0 +1,309 @@
+"""The mask cache on disk: one folder per extraction fingerprint, one safetensors file per image."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from maskfield_ns import __version__
+from maskfield_ns.cache.schema import (
+    FORMAT,
+    MANIFEST,
+    SCHEMA_VERSION,
+    CacheEntry,
+    EntryHeader,
+    checksum,
+    entry_file_name,
+    extraction_fingerprint,
+    make_entry,
+    normalise_name,
+    shape_problem,
+)
+from maskfield_ns.errors import CacheError
+from maskfield_ns.foundation.protocols import MaskProposals
+
+ABANDONED_S = 3600
+"""A temporary file of another machine counts as left over after this many seconds."""
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+class DiskFullError(CacheError):
+    """No space left in the cache's folder."""
+
+
+class MaskCache:
+    """The entries made by one pair of models with one set of parameters.
+
+    Use :meth:`create` to write and :meth:`open` to read; several processes may write to one cache at once, because
+    every file appears by an atomic rename.
+
+    Args:
+        folder: ``<cache root>/<first 12 digits of the fingerprint>``.
+        fingerprint: see :func:`~maskfield_ns.cache.schema.extraction_fingerprint`.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder = folder
+        self.fingerprint = fingerprint
+
+    @classmethod
+    def create(cls, root: Path, proposer: Mapping[str, Any], embedder: Mapping[str, Any]) -> MaskCache:
+        """Open for writing: make folder and manifest where they are missing or broken.
+
+        Args:
+            root: folder of all caches of a capture.
+            proposer: the mask proposer's fingerprint.
+            embedder: the region embedder's fingerprint.
+
+        Raises:
+            CacheError: the folder cannot be written, or it belongs to another fingerprint or schema.
+        """
+        cache = cls._locate(root, proposer, embedder)
+        with _explained(cache.folder):
+            cache.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            cache._check_manifest()
+        except _BrokenManifest:
+            manifest = {
+                "format": FORMAT,
+                "schema": SCHEMA_VERSION,
+                "fingerprint": cache.fingerprint,
+                "proposer": dict(proposer),
+                "embedder": dict(embedder),
+                "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "created_by": f"maskfield-ns {__version__}",
+            }
+            _write_atomically(cache.folder / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        return cache
+
+    @classmethod
+    def open(cls, root: Path, proposer: Mapping[str, Any], embedder: Mapping[str, Any]) -> MaskCache:
+        """Open for reading.
+
+        Raises:
+            CacheError: there is no cache of these models, or it is not one of ours.
+        """
+        cache = cls._locate(root, proposer, embedder)
+        cache._check_manifest()
+        return cache
+
+    @classmethod
+    def _locate(cls, root: Path, proposer: Mapping[str, Any], embedder: Mapping[str, Any]) -> MaskCache:
+        fingerprint = extraction_fingerprint(proposer, embedder)
+        return cls(Path(root) / fingerprint[:12], fingerprint)
+
+    def _check_manifest(self) -> None:
+        path = self.folder / MANIFEST
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            found = (manifest["format"], manifest["schema"], manifest["fingerprint"])
+        except FileNotFoundError as error:
+            raise _BrokenManifest(
+                f"no mask cache of these models and parameters at {self.folder}: build it with `maskfield extract`"
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _BrokenManifest(f"{path} cannot be read ({error}): rebuild with `maskfield extract`") from error
+        if found != (FORMAT, SCHEMA_VERSION, self.fingerprint):
+            raise CacheError(
+                f"{path} belongs to another cache (format {found[0]!r}, schema {found[1]!r}, "
+                f"fingerprint {str(found[2])[:12]!r}): move this folder away and build the cache again"
+            )
+
+    def path_of(self, name: str | PurePath) -> Path:
+        """Where the entry of an image is or would be."""
+        return self.folder / entry_file_name(normalise_name(name))
+
+    def write(
+        self,
+        name: str | PurePath,
+        image_sha256: str,
+        proposals: MaskProposals,
+        embeddings: Float32[np.ndarray, "M C"],
+    ) -> int:
+        """Store what the models said about one image; returns the file's bytes.
+
+        Args:
+            name: the image's name relative to the capture.
+            image_sha256: SHA-256 of the image file's bytes.
+            proposals: masks at the camera's resolution.
+            embeddings: one unit vector per mask.
+
+        Raises:
+            CacheError: the file cannot be written (:class:`DiskFullError`: no space left).
+            ValueError: masks and embeddings do not fit together.
+        """
+        height, width = proposals.masks.shape[1:]
+        header = EntryHeader(normalise_name(name), image_sha256, height, width, self.fingerprint)
+        entry = make_entry(header, proposals, embeddings)
+        tensors = entry.tensors()
+        payload = save(tensors, metadata=header.metadata(checksum(header, tensors)))
+        _write_atomically(self.path_of(name), payload)
+        return len(payload)
+
+    def read(
+        self,
+        name: str | PurePath,
+        image_sha256: str | None = None,
+        resolution: tuple[int, int] | None = None,
+    ) -> CacheEntry:
+        """The entry of one image, verified.
+
+        Args:
+            name: the image's name relative to the capture.
+            image_sha256: refuse the entry if it was made from other bytes; None: not checked.
+            resolution: refuse masks of another (height, width); None: not checked.
+
+        Raises:
+            CacheError: there is no entry, or it is damaged, foreign or stale.
+        """
+        path = self.path_of(name)
+        if not path.is_file():
+            raise CacheError(f"no cached masks for {normalise_name(name)} in {self.folder}: run `maskfield extract`")
+        try:
+            return self._load(path, normalise_name(name), image_sha256, resolution)
+        except _Unusable as error:
+            raise CacheError(
+                f"cached masks of {normalise_name(name)} cannot be used: {error} ({path}); "
+                "run `maskfield extract` to rebuild them"
+            ) from error
+
+    def problem(self, name: str | PurePath, image_sha256: str, resolution: tuple[int, int]) -> str | None:
+        """Why the entry of an image has to be built again: ``""`` if there is none yet, None if it is good."""
+        path = self.path_of(name)
+        if not path.exists():
+            return ""
+        try:
+            self._load(path, normalise_name(name), image_sha256, resolution)
+        except _Unusable as error:
+            return str(error)
+        return None
+
+    def _load(self, path: Path, name: str, image_sha256: str | None, resolution: tuple[int, int] | None) -> CacheEntry:
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise _Unusable(f"the file is damaged ({str(error).strip() or type(error).__name__})") from error
+        if metadata.get("format") != FORMAT:
+            raise _Unusable("the file is no cache entry")
+        if metadata.get("schema") != str(SCHEMA_VERSION):
+            raise _Unusable(f"it has schema {metadata.get('schema')}, this version reads {SCHEMA_VERSION}")
+        try:
+            header = EntryHeader(
+                metadata["image_name"],
+                metadata["image_sha256"],
+                int(metadata["height"]),
+                int(metadata["width"]),
+                metadata["fingerprint"],
+            )
+        except (KeyError, ValueError) as error:
+            raise _Unusable("the file is damaged (incomplete header)") from error
+        if bad := shape_problem(tensors, header.height, header.width):
+            raise _Unusable(f"the file is damaged ({bad})")
+        if checksum(header, tensors) != metadata.get("checksum"):
+            raise _Unusable("the file is damaged (wrong checksum)")
+        if header.image_name != name:
+            raise _Unusable(f"it belongs to the image {header.image_name}")
+        if header.fingerprint != self.fingerprint:
+            raise _Unusable("it was made by other models or parameters")
+        if image_sha256 is not None and header.image_sha256 != image_sha256:
+            raise _Unusable("the image has changed since")
+        if resolution is not None and (header.height, header.width) != tuple(resolution):
+            raise _Unusable(
+                f"its masks are {header.width}x{header.height} pixels, the camera {resolution[1]}x{resolution[0]}"
+            )
+        return CacheEntry(header, tensors.pop("masks"), **tensors)
+
+    def remove_leftovers(self) -> int:
+        """Delete temporary files of writers that are gone; returns how many."""
+        removed = 0
+        for path in self.folder.glob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                if _abandoned(path):
+                    path.unlink()
+                    removed += 1
+        return removed
+
+
+class _BrokenManifest(CacheError):
+    """No manifest, or one that nobody can read."""
+
+
+class _Unusable(Exception):
+    """An entry that must not be used, and why."""
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes, read now (no memory of earlier reads: images may change under us)."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _write_atomically(path: Path, payload: bytes) -> None:
+    """Write next to the target, flush to disk, rename."""
+    temporary = path.with_name(f".{path.stem}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    with _explained(path.parent):
+        try:
+            with temporary.open("wb") as file:
+                _write_bytes(file, payload)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def _write_bytes(file: Any, payload: bytes) -> None:
+    file.write(payload)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _abandoned(path: Path) -> bool:
+    fields = path.name.split(".")  # "", stem, host, process id, random, "tmp"
+    if len(fields) == 6 and fields[2] == _host() and fields[3].isdigit() and os.name == "posix":
+        try:
+            os.kill(int(fields[3]), 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+    # Alive, or another process by now, or on another machine: only age can tell.
+    return time.time() - path.stat().st_mtime > ABANDONED_S
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turn file-system errors into messages a user can act on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise DiskFullError(f"no space left for the mask cache in {folder}") from error
+        raise CacheError(
+            f"cannot write the mask cache in {folder} ({error.strerror or error}): "
+            "make the folder writable or choose another one"
+        ) from error

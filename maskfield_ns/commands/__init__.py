@@ -1,0 +1,1 @@
+"""What the ``maskfield`` subcommands do; each module is imported only when its command runs."""

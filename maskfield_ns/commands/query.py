@@ -1,0 +1,105 @@
+"""``maskfield query``."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskfield_ns.cli import write_json
+from maskfield_ns.errors import MaskfieldError
+from maskfield_ns.scene import Answer, RenderedView, Scene
+from maskfield_ns.viewer.pictures import class_picture, contact_sheet, heat_map, overlay, save_png
+
+
+def slug(text: str, taken: set[str] | None = None) -> str:
+    """A file name for a phrase: readable where it can be, and unlike any name already taken."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^a-z0-9]+", "_", plain.lower()).strip("_")[:40] or "phrase"
+    taken = taken if taken is not None else set()
+    unique, number = name, 2
+    while unique in taken:
+        unique, number = f"{name}_{number}", number + 1
+    taken.add(unique)
+    return unique
+
+
+def query(
+    load_config: Path,
+    phrases: Sequence[str],
+    output: Path,
+    negatives: Sequence[str],
+    split: str,
+    max_views: int,
+    scale: float,
+) -> None:
+    """Answers phrases in some views and writes pictures and ``answers.json`` into ``output``.
+
+    Raises:
+        MaskfieldError: no phrase, an empty one, no such run, or the output cannot be written.
+    """
+    if not phrases or not all(p.strip() for p in phrases):
+        raise MaskfieldError('give at least one phrase, e.g. --text "red mug", and no empty one')
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MaskfieldError(f"cannot write to {output}: {error.strerror}") from error
+    scene = Scene.load(load_config)
+    answers = scene.query(list(dict.fromkeys(phrases)), negatives or None)
+    for answer in answers:
+        verdict = "found" if answer.found else "not found"
+        print(f'"{answer.phrase}": {verdict} (relevancy {answer.score:.2f})')
+    cameras = scene.cameras("train" if split == "train" else "test", scale)
+    if max_views and len(cameras) > max_views:
+        cameras = [cameras[i] for i in np.linspace(0, len(cameras) - 1, max_views).round().astype(int)]
+    taken: set[str] = set()
+    names = {a.phrase: slug(a.phrase, taken) for a in answers}
+    rows, views = [], []
+    for number, camera in enumerate(cameras):
+        view = scene.render(camera, answers)
+        views.append({"view": camera.name, "phrases": _write_view(output, number, view, answers, names)})
+        tiles = [(camera.name, view.rgb), ("class map", class_picture(view.class_map, [a.phrase for a in answers]))]
+        tiles += [
+            (a.phrase if a.found else f"{a.phrase}: not found", heat_map(view.relevancy[a.phrase])) for a in answers
+        ]
+        rows.append(tiles)
+        print(f"view {number + 1}/{len(cameras)}: {camera.name}", flush=True)
+    contact_sheet(rows, output / "contact_sheet.png")
+    write_json(
+        output / "answers.json",
+        {
+            "run": str(scene.config_path),
+            "step": scene.step,
+            "negatives": list(answers[0].negatives),
+            "found_threshold": scene.model.config.decision.found_threshold,
+            "answers": [
+                {"phrase": a.phrase, "found": a.found, "score": a.score, "file": names[a.phrase]} for a in answers
+            ],
+            "views": views,
+        },
+    )
+    print(
+        f"pictures: {output / 'contact_sheet.png'} and one overlay and mask per phrase and view\nscores: {output / 'answers.json'}"
+    )
+
+
+def _write_view(
+    output: Path, number: int, view: RenderedView, answers: Sequence[Answer], names: dict[str, str]
+) -> dict[str, Any]:
+    figures = {}
+    for answer in answers:
+        mask, heat = view.masks[answer.phrase], view.relevancy[answer.phrase]
+        stem = f"view_{number:03d}_{names[answer.phrase]}"
+        save_png(output / f"{stem}_mask.png", mask)
+        save_png(output / f"{stem}_overlay.png", overlay(view.rgb, mask))
+        figures[answer.phrase] = {
+            "visible": bool(mask.any()),
+            "pixels": int(mask.sum()),
+            "max_relevancy": float(heat.max()),
+            "files": [f"{stem}_mask.png", f"{stem}_overlay.png"],
+        }
+    return figures

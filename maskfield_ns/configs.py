@@ -1,0 +1,149 @@
+"""The registered methods and their hyper-parameters, and nothing else.
+
+Every ns-* command imports this module, so it must be cheap and must not fail: no foundation model, no image library
+beyond nerfstudio's own (tests/test_import_cost.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
+from nerfstudio.configs.base_config import MachineConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.engine.optimizers import AdamOptimizerConfig
+from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
+from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.plugins.types import MethodSpecification
+
+from maskfield_ns import compat
+from maskfield_ns.data.datamanager import MaskfieldDataManagerConfig
+from maskfield_ns.fields.mask_field import MaskFieldConfig
+from maskfield_ns.foundation.config import OpenClipConfig, SamConfig, TinyClipConfig, TinySamConfig
+from maskfield_ns.models.mask_stage import MaskStageConfig
+from maskfield_ns.models.maskfield import MaskfieldModelConfig
+from maskfield_ns.models.pipeline import MaskfieldPipelineConfig
+
+compat.apply()
+
+_NEVER = 10**9
+"""For steps_per_eval_*: evaluation is ns-eval's work, and an image costs seconds on a CPU."""
+
+
+def _adam(lr: float, lr_final: float, max_steps: int, start: int = 0) -> dict[str, Any]:
+    """Adam with the rate constant up to ``start`` (nerfstudio counts every group's steps from 0), then decaying."""
+    schedule = ExponentialDecaySchedulerConfig(
+        lr_final=lr_final, max_steps=max_steps, warmup_steps=start, lr_pre_warmup=lr, ramp="linear"
+    )
+    return {"optimizer": AdamOptimizerConfig(lr=lr, eps=1e-15), "scheduler": schedule}
+
+
+# Both methods run the viewer, as nerfstudio's own do, but end when training has ended: the command is one step of a
+# user's script (train, then query or evaluate), and ns-viewer opens the run again at any time. nerfstudio's default
+# would wait for ctrl+c, on a machine without a browser for ever. `--viewer.quit-on-train-completion False` waits.
+
+maskfield = MethodSpecification(
+    config=TrainerConfig(
+        method_name="maskfield",
+        max_num_iterations=30000,
+        steps_per_save=2000,
+        steps_per_eval_batch=_NEVER,
+        steps_per_eval_image=_NEVER,
+        steps_per_eval_all_images=_NEVER,
+        mixed_precision=True,
+        machine=MachineConfig(device_type=compat.default_device_type()),
+        viewer=compat.default_viewer_config(num_rays_per_chunk=1 << 15, quit_on_train_completion=True),
+        vis="viewer",
+        pipeline=MaskfieldPipelineConfig(
+            datamanager=MaskfieldDataManagerConfig(
+                dataparser=NerfstudioDataParserConfig(),
+                train_num_rays_per_batch=4096,
+                eval_num_rays_per_batch=4096,
+                proposer=SamConfig(model_type="vit_h"),
+                embedder=OpenClipConfig(model="ViT-B-16", pretrained="laion2b_s34b_b88k"),
+                mask_start=20000,
+                mask_max_side=128,
+            ),
+            model=MaskfieldModelConfig(
+                eval_num_rays_per_chunk=1 << 15,
+                average_init_density=0.01,
+                camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"),
+                implementation=compat.default_implementation(),
+                mask_field=MaskFieldConfig(implementation=compat.default_implementation()),
+            ),
+        ),
+        optimizers={
+            "proposal_networks": _adam(1e-2, 1e-4, 200000),
+            "fields": _adam(1e-2, 1e-4, 200000),
+            "camera_opt": _adam(1e-3, 1e-4, 5000),
+            "mask_field": _adam(1e-2, 1e-3, 30000, start=20000),
+            "queries": _adam(1e-2, 1e-3, 30000, start=20000),
+        },
+    ),
+    description="Open-vocabulary 3D segmentation on nerfacto: SAM ViT-H masks, OpenCLIP ViT-B-16. For a GPU.",
+)
+"""GPU-sized."""
+
+maskfield_lite = MethodSpecification(
+    config=TrainerConfig(
+        method_name="maskfield-lite",
+        max_num_iterations=1700,
+        steps_per_save=500,
+        steps_per_eval_batch=_NEVER,
+        steps_per_eval_image=_NEVER,
+        steps_per_eval_all_images=_NEVER,
+        mixed_precision=False,
+        machine=MachineConfig(device_type=compat.default_device_type()),
+        viewer=compat.default_viewer_config(num_rays_per_chunk=1 << 12, quit_on_train_completion=True),
+        vis="viewer",
+        pipeline=MaskfieldPipelineConfig(
+            datamanager=MaskfieldDataManagerConfig(
+                dataparser=NerfstudioDataParserConfig(),
+                train_num_rays_per_batch=512,
+                eval_num_rays_per_batch=512,
+                proposer=TinySamConfig(),
+                embedder=TinyClipConfig(),
+                mask_start=1100,
+                mask_max_side=80,
+            ),
+            # Measured on two cores: more and smaller iterations beat more samples, bigger tables lose at this budget,
+            # and the random background, which forces opaque rays, is worth 3 dB.
+            model=MaskfieldModelConfig(
+                eval_num_rays_per_chunk=1 << 12,
+                log2_hashmap_size=15,
+                num_levels=8,
+                max_res=512,
+                hidden_dim=32,
+                hidden_dim_color=32,
+                num_proposal_iterations=1,
+                num_proposal_samples_per_ray=(32,),
+                num_nerf_samples_per_ray=16,
+                proposal_net_args_list=[
+                    {"hidden_dim": 16, "log2_hashmap_size": 13, "num_levels": 4, "max_res": 128, "use_linear": False}
+                ],
+                background_color="random",
+                use_appearance_embedding=False,
+                camera_optimizer=CameraOptimizerConfig(mode="off"),
+                implementation="torch",
+                mask_field=MaskFieldConfig(
+                    num_levels=6,
+                    features_per_level=4,
+                    max_res=256,
+                    log2_hashmap_size=14,
+                    hidden_dim=32,
+                    implementation="torch",
+                ),
+                mask_stage=MaskStageConfig(num_queries=96),
+            ),
+        ),
+        optimizers={
+            "proposal_networks": _adam(2e-2, 2e-3, 1100),
+            "fields": _adam(2e-2, 2e-3, 1100),
+            "camera_opt": _adam(1e-3, 1e-4, 1100),
+            "mask_field": _adam(1e-2, 1e-3, 1700, start=1100),
+            "queries": _adam(1e-2, 1e-3, 1700, start=1100),
+        },
+    ),
+    description="Open-vocabulary 3D segmentation on a small nerfacto with embedded SAM and CLIP. For a CPU, offline.",
+)
+"""CPU-sized."""

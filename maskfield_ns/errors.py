@@ -1,0 +1,21 @@
+"""Errors a user can act on: commands print their message alone and exit with code 1."""
+
+
+class MaskfieldError(RuntimeError):
+    """Something is wrong with what the user gave us; the message says what and what to do about it."""
+
+
+class CaptureError(MaskfieldError):
+    """The capture (images, cameras, labels) is missing, broken or inconsistent."""
+
+
+class CacheError(MaskfieldError):
+    """The mask cache cannot be read, written or trusted."""
+
+
+class WeightsError(MaskfieldError):
+    """Foundation-model weights are missing or not what they should be."""
+
+
+class CheckpointError(MaskfieldError):
+    """A trained run cannot be opened by this version."""

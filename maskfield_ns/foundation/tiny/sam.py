@@ -1,0 +1,70 @@
+"""A small ``segment_anything.modeling.Sam``: 160 px input, patch 8, masks at half the input's resolution."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from maskfield_ns.errors import WeightsError
+from maskfield_ns.foundation.tiny import packaged_weights
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+IMAGE_SIZE = 160
+PATCH_SIZE = 8
+ENCODER = {"embed_dim": 160, "depth": 6, "num_heads": 5, "window_size": 10, "global_attn_indexes": (2, 5)}
+DECODER_DIM = 96
+
+
+def build_tiny_sam() -> Sam:
+    """The architecture with random weights, on the CPU."""
+    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    grid = IMAGE_SIZE // PATCH_SIZE
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=IMAGE_SIZE,
+            patch_size=PATCH_SIZE,
+            mlp_ratio=3.0,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            out_chans=DECODER_DIM,
+            **ENCODER,
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=DECODER_DIM,
+            image_embedding_size=(grid, grid),
+            input_image_size=(IMAGE_SIZE, IMAGE_SIZE),
+            mask_in_chans=8,
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=DECODER_DIM, mlp_dim=256, num_heads=4),
+            transformer_dim=DECODER_DIM,
+            iou_head_depth=3,
+            iou_head_hidden_dim=96,
+        ),
+        pixel_mean=[123.675, 116.28, 103.53],
+        pixel_std=[58.395, 57.12, 57.375],
+    )
+
+
+def load_tiny_sam(weights: Path | None = None, device: str | torch.device = "cpu") -> Sam:
+    """The embedded SAM with trained weights, in evaluation mode.
+
+    Raises:
+        WeightsError: the file is missing or holds another architecture.
+    """
+    from safetensors.torch import load_file
+
+    path = packaged_weights("tiny_sam", weights)
+    model = build_tiny_sam()
+    try:
+        state = {name: tensor.float() for name, tensor in load_file(path).items()}
+        model.load_state_dict(state)
+    except Exception as error:
+        raise WeightsError(f"{path} does not hold weights of the embedded SAM: {error}") from error
+    return model.to(device).eval()

@@ -1,0 +1,139 @@
+"""What every backbone shows: pictures and answers from rendered mask features, shared by viewer, render and eval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from maskfield_ns.queries import decision
+from maskfield_ns.queries.decision import DecisionRule
+from maskfield_ns.queries.head import QueryHead
+
+
+@dataclass(frozen=True)
+class ActiveQuery:
+    """Phrases being asked, already scored against the scene's queries; replaced as a whole, never changed."""
+
+    phrases: tuple[str, ...]
+    scores: Float[Tensor, "T Q"]
+    """Relevancy of every query to every phrase."""
+    classes: Float[Tensor, "T C"]
+    """Text embeddings of the phrases."""
+    negatives: Float[Tensor, "K C"]
+
+    def found(self, rule: DecisionRule) -> list[bool]:
+        """Per phrase: does anything in the scene answer it?"""
+        return (self.scores.amax(dim=1) >= rule.found_threshold).tolist()
+
+
+class Outputs(dict):
+    """Named pictures of one view, with the mask features they came from (too many channels to be shown)."""
+
+    features: Float[Tensor, "H W D"]
+
+
+def palette(count: int, device: torch.device) -> Float[Tensor, "N 3"]:
+    """Distinct colours in 0..1, the same as in all pictures of this package."""
+    from maskfield_ns.viewer.pictures import colour_table
+
+    return torch.from_numpy(colour_table(count).astype(np.float32) / 255).to(device)
+
+
+def feature_colours(features: Float[Tensor, "H W D"], head: QueryHead) -> Float[Tensor, "H W 3"]:
+    """Mask features as colours: the three directions in which the query vectors differ most, the same in all views."""
+    vectors = head.mask_vectors.detach().float()
+    used = vectors[head.support > 0] if (head.support > 0).sum() > 3 else vectors
+    axes = torch.linalg.svd(used - used.mean(0), full_matrices=False).Vh[:3].T
+    projected = features @ axes
+    return torch.sigmoid(2.5 * projected / projected.std().clamp(min=1e-6))
+
+
+@torch.no_grad()
+def mask_pictures(
+    features: Float[Tensor, "H W D"],
+    rgb: Float[Tensor, "H W 3"],
+    head: QueryHead,
+    active: ActiveQuery | None,
+    rule: DecisionRule,
+) -> dict[str, Float[Tensor, "H W _"]]:
+    """The outputs ``mask_features``, ``mask_instances``, ``class_map`` and per phrase ``relevancy_i``, ``composited_i``.
+
+    All float: [H, W, 3] in 0..1, relevancy [H, W, 1].
+    """
+    probabilities = head.logits(features).sigmoid()
+    valid = head.valid(rule.min_support)
+    dark = torch.full_like(rgb, 0.18)
+    instances = decision.instance_map(probabilities, valid, head.levels)
+    table = palette(head.num_queries, rgb.device)
+    pictures = {
+        "mask_features": feature_colours(features, head),
+        "mask_instances": torch.where(instances[..., None] >= 0, table[instances.clamp(min=0)], dark),
+    }
+    if active is None or not active.phrases:
+        pictures["class_map"] = dark
+        return pictures
+    votes = decision.class_scores(probabilities, head.embeddings, valid, active.classes, active.negatives, rule)
+    found = torch.tensor(active.found(rule), device=votes.device)
+    best = decision.class_map(votes * found, minimum=0.5)
+    table = palette(len(active.phrases), rgb.device)
+    pictures["class_map"] = torch.where(best[..., None] >= 0, table[best.clamp(min=0)], dark)
+    heat = decision.heat_map(probabilities, active.scores)
+    masks = decision.phrase_masks(probabilities, decision.select_queries(active.scores, rule))
+    grey = rgb.mean(-1, keepdim=True) * 0.35
+    for i in range(len(active.phrases)):
+        pictures[f"relevancy_{i}"] = heat[..., i : i + 1]
+        pictures[f"composited_{i}"] = torch.where(masks[..., i : i + 1], rgb, grey.expand_as(rgb))
+    return pictures
+
+
+@dataclass(frozen=True)
+class ViewAnswer:
+    """Answers in one view."""
+
+    masks: np.ndarray
+    """bool [T, H, W]"""
+    relevancy: np.ndarray
+    """float32 [T, H, W] in 0..1"""
+    classes: np.ndarray
+    """int [H, W] index into the class list, when one was given"""
+
+
+@torch.no_grad()
+def answer_view(
+    features: Float[Tensor, "H W D"],
+    head: QueryHead,
+    active: ActiveQuery,
+    class_embeddings: Float[Tensor, "N C"] | None,
+    rule: DecisionRule,
+) -> ViewAnswer:
+    """Masks and relevancy of the active phrases, and a class map over a class list."""
+    probabilities = head.logits(features).sigmoid()
+    valid = head.valid(rule.min_support)
+    masks = decision.phrase_masks(probabilities, decision.select_queries(active.scores, rule))
+    heat = decision.heat_map(probabilities, active.scores)
+    classes = torch.full(features.shape[:2], -1)
+    if class_embeddings is not None and len(class_embeddings):
+        votes = decision.class_scores(probabilities, head.embeddings, valid, class_embeddings, active.negatives, rule)
+        classes = decision.class_map(votes)
+    return ViewAnswer(
+        masks.permute(2, 0, 1).cpu().numpy(), heat.permute(2, 0, 1).float().cpu().numpy(), classes.cpu().numpy()
+    )
+
+
+def ask(
+    head: QueryHead,
+    phrases: Sequence[str],
+    text: Float[Tensor, "T C"],
+    negatives: Float[Tensor, "K C"],
+    rule: DecisionRule,
+) -> ActiveQuery:
+    """Scores phrases against the scene's queries."""
+    embeddings = head.embeddings.detach()
+    text, negatives = text.to(embeddings), negatives.to(embeddings)
+    scores = decision.phrase_relevancy(embeddings, head.valid(rule.min_support), text, negatives, rule)
+    return ActiveQuery(tuple(phrases), scores, text, negatives)

@@ -1,0 +1,163 @@
+"""The pipeline: colour steps, then mask steps, and evaluation that adds segmentation figures to nerfstudio's own."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from maskfield_ns.evaluation.labels import LabelledCapture
+from maskfield_ns.evaluation.metrics import Agreement, matched_mean_iou
+from maskfield_ns.evaluation.report import SegmentationReport
+from maskfield_ns.foundation.protocols import LEVELS
+from maskfield_ns.models.mask_outputs import ActiveQuery, Outputs, answer_view, ask
+from maskfield_ns.queries.decision import DecisionRule
+from maskfield_ns.queries.head import QueryHead
+
+
+@dataclass
+class MaskfieldPipelineConfig(VanillaPipelineConfig):
+    """Pipeline of the maskfield methods."""
+
+    _target: type = field(default_factory=lambda: MaskfieldPipeline)
+    """Target class to instantiate."""
+
+
+class MaskfieldPipeline(VanillaPipeline):
+    """Routes batches by their kind; the model holds everything that is learnt."""
+
+    config: MaskfieldPipelineConfig
+
+    def get_train_loss_dict(self, step: int) -> tuple[Any, dict, dict]:
+        """A colour step, or from the datamanager's ``mask_start`` on a mask step."""
+        ray_bundle, batch = self.datamanager.next_train(step)
+        if "mask_view" in batch:
+            return self.model.mask_step(int(batch["mask_view"]), self.datamanager.mask_view_rays)
+        outputs = self._model(ray_bundle)
+        metrics = self.model.get_metrics_dict(outputs, batch)
+        return outputs, self.model.get_loss_dict(outputs, batch, metrics), metrics
+
+    def get_average_eval_image_metrics(
+        self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
+    ) -> dict[str, float]:
+        """nerfstudio's averages and the segmentation figures of the held-out views.
+
+        A labelled capture (``gt/`` beside the images) is scored against its labels. Labels are read here and nowhere
+        else. Without labels the figure is agreement: masks proposed on held-out views against rendered masks.
+        """
+        metadata = self.datamanager.train_dataset.metadata
+        labels = LabelledCapture.load(metadata["capture_dir"])
+        evaluator: Evaluator
+        if labels is not None:
+            evaluator = LabelEvaluator(self.model, labels)
+        else:
+            evaluator = AgreementEvaluator(self.model, metadata["proposer_config"], metadata["eval_image_paths"])
+        names = metadata["eval_image_names"]
+        original = self.model.get_image_metrics_and_images
+
+        def scored(outputs: Outputs, batch: dict) -> tuple[dict, dict]:
+            evaluator.add(names[int(batch["image_idx"])], int(batch["image_idx"]), outputs)
+            return original(outputs, batch)
+
+        # The views are rendered once, inside nerfstudio's loop: scoring listens in on it.
+        self.model.get_image_metrics_and_images = scored
+        try:
+            metrics = super().get_average_eval_image_metrics(step, output_path, get_std)
+        finally:
+            del self.model.get_image_metrics_and_images
+        figures, details = evaluator.summary()
+        if output_path is not None:
+            evaluator.write(output_path / "segmentation.json", details)
+            CONSOLE.print(f"Per-view segmentation figures: {output_path / 'segmentation.json'}")
+        # std is not defined with a single held-out view, and NaN is not JSON.
+        return {k: v for k, v in (metrics | figures).items() if np.isfinite(v)}
+
+
+class Evaluator:
+    """Scores held-out views one by one."""
+
+    def add(self, name: str, index: int, outputs: Outputs) -> None:
+        """Takes in one rendered view."""
+        raise NotImplementedError
+
+    def summary(self) -> tuple[dict[str, float], dict[str, Any]]:
+        """(flat figures, per-view details)."""
+        raise NotImplementedError
+
+    @staticmethod
+    def write(path: Path, details: dict[str, Any]) -> None:
+        """Writes details as JSON."""
+        import json
+
+        path.write_text(json.dumps(details, indent=1))
+
+
+class LabelEvaluator(Evaluator):
+    """Queries and classes of a labelled capture."""
+
+    def __init__(self, model: Any, labels: LabelledCapture) -> None:
+        self.head: QueryHead = model.query_head
+        self.rule: DecisionRule = model.config.decision
+        self.labels, self.report = labels, SegmentationReport()
+        phrases = [phrase for phrase, _ in labels.phrases()]
+        negatives = model.text(model.config.negatives)
+        self.active: ActiveQuery = ask(self.head, phrases, model.text(phrases), negatives, self.rule)
+        self.classes = model.text(labels.classes()).to(self.active.classes)
+
+    def add(self, name: str, index: int, outputs: Outputs) -> None:
+        answer = answer_view(outputs.features, self.head, self.active, self.classes, self.rule)
+        self.report.add_view(
+            name,
+            phrase_masks=dict(zip(self.active.phrases, answer.masks, strict=True)),
+            phrase_relevancy=dict(zip(self.active.phrases, answer.relevancy, strict=True)),
+            class_map=answer.classes,
+            labels=self.labels,
+        )
+
+    def summary(self) -> tuple[dict[str, float], dict[str, Any]]:
+        return self.report.summary(), self.report.to_json()
+
+
+class AgreementEvaluator(Evaluator):
+    """Label-free: do rendered masks agree with masks proposed on the photograph itself?"""
+
+    def __init__(self, model: Any, proposer_config: Any, paths: list[Path]) -> None:
+        self.model, self.paths = model, paths
+        self.proposer = proposer_config.setup(model.device)
+        self.views: dict[str, dict[str, Agreement]] = {}
+
+    def add(self, name: str, index: int, outputs: Outputs) -> None:
+        from PIL import Image
+
+        height, width = outputs.features.shape[:2]
+        with Image.open(self.paths[index]) as picture:
+            image = np.asarray(picture.convert("RGB").resize((width, height), Image.Resampling.BOX))
+        proposed = self.proposer.propose(image)
+        head: QueryHead = self.model.query_head
+        with torch.no_grad():
+            probabilities = head.logits(outputs.features).sigmoid()
+        valid = head.valid(self.model.config.decision.min_support)
+        per_level: dict[str, Agreement] = {}
+        for level in np.unique(proposed.levels):
+            queries = head.bank(int(level))
+            queries = queries[valid[queries]]
+            rendered = (probabilities[..., queries] > 0.5).permute(2, 0, 1).cpu().numpy()
+            rendered = rendered[rendered.any(axis=(1, 2))]
+            per_level[LEVELS[level]] = matched_mean_iou(proposed.masks[proposed.levels == level], rendered)
+        self.views[name] = per_level
+
+    def summary(self) -> tuple[dict[str, float], dict[str, Any]]:
+        figures: dict[str, float] = {}
+        everything = [a for view in self.views.values() for a in view.values()]
+        for name, chosen in {"agreement": everything} | {
+            f"agreement_{level}": [view[level] for view in self.views.values() if level in view] for level in LEVELS
+        }.items():
+            count = sum(a.num_proposals for a in chosen)
+            if count:
+                figures[name] = sum((a.matched or 0.0) * a.num_proposals for a in chosen) / count
+        return figures, {"views": {n: {k: asdict(a) for k, a in v.items()} for n, v in self.views.items()}}

@@ -1,0 +1,156 @@
+"""The query head: Q scene-level queries, each a mask vector, a CLIP vector and evidence that it stands for something."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from maskfield_ns.errors import CheckpointError
+from maskfield_ns.foundation.protocols import LEVELS
+
+SCHEMA_VERSION = 1
+"""Version of the checkpoint layout; raised when a stored tensor changes its meaning."""
+
+_LOGIT_SCALE = 10.0
+_LOGIT_OFFSET = -5.0
+
+
+def spread_codes(count: int, dim: int, seed: int = 0, steps: int = 300) -> Float[Tensor, "Q D"]:
+    """Unit vectors with small mutual cosines, by gradient descent on a soft maximum of the pairwise cosines.
+
+    240 codes in 16 dimensions reach a largest cosine of about 0.35 (random ones: 0.8), so that one 16-channel
+    feature can tell hundreds of queries apart.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.enable_grad():
+        codes = torch.randn(count, dim, generator=generator).requires_grad_()
+        if count > 1:
+            optimiser = torch.optim.Adam([codes], lr=0.05)
+            off_diagonal = ~torch.eye(count, dtype=torch.bool)
+            for _ in range(steps):
+                unit = F.normalize(codes, dim=-1)
+                loss = torch.logsumexp(20 * (unit @ unit.T)[off_diagonal], dim=0) / 20
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+    return F.normalize(codes.detach(), dim=-1)
+
+
+class QueryHead(nn.Module):
+    """Scene-level queries over a rendered mask feature (MaskField, sec. 3).
+
+    Query n turns a rendered feature F(p) into the logit ``mask_vectors[n] . F(p) + bias[n]``; where nothing was
+    rendered F is 0 and the negative bias keeps the pixel outside. Queries are split into banks, one per mask level,
+    so that nested masks never compete for one query.
+
+    Args:
+        num_queries: Q, over all banks.
+        feature_dim: D, channels of the mask feature.
+        embedding_dim: C, size of a CLIP vector.
+        by_level: one bank per level; otherwise a single bank takes masks of every level.
+        parametrisation: "table" learns free vectors; "index_mlp" derives them from the encoded query index through
+            two shared MLPs, as MaskField's released code does.
+    """
+
+    schema_version: Tensor
+    support: Tensor
+    levels: Tensor
+
+    def __init__(
+        self,
+        num_queries: int,
+        feature_dim: int,
+        embedding_dim: int,
+        by_level: bool = True,
+        parametrisation: Literal["table", "index_mlp"] = "table",
+    ) -> None:
+        super().__init__()
+        self.num_queries, self.parametrisation = num_queries, parametrisation
+        self.register_buffer("schema_version", torch.tensor(SCHEMA_VERSION))
+        self.register_buffer("support", torch.zeros(num_queries))
+        of_level = torch.arange(num_queries) * len(LEVELS) // num_queries
+        self.register_buffer("levels", of_level if by_level else torch.full((num_queries,), -1))
+        if parametrisation == "table":
+            codes = spread_codes(num_queries, feature_dim)
+            self.mask_table = nn.Parameter(_LOGIT_SCALE * codes)
+            self.bias = nn.Parameter(torch.full((num_queries,), _LOGIT_OFFSET))
+            self.semantic_table = nn.Parameter(F.normalize(torch.randn(num_queries, embedding_dim), dim=-1))
+        else:
+            index = torch.arange(num_queries, dtype=torch.float32)[:, None] * 2.0 ** torch.arange(10)
+            self.register_buffer("index_code", torch.cat([index.sin(), index.cos()], dim=-1))
+            self.mask_mlp = nn.Sequential(nn.Linear(20, 256), nn.ReLU(), nn.Linear(256, feature_dim))
+            self.semantic_mlp = nn.Sequential(
+                nn.Linear(20, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, embedding_dim)
+            )
+
+    @property
+    def mask_vectors(self) -> Float[Tensor, "Q D"]:
+        """q_n."""
+        return self.mask_table if self.parametrisation == "table" else self.mask_mlp(self.index_code)
+
+    @property
+    def embeddings(self) -> Float[Tensor, "Q C"]:
+        """e_n, not normalised."""
+        return self.semantic_table if self.parametrisation == "table" else self.semantic_mlp(self.index_code)
+
+    def logits(self, features: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch Q"]:
+        """Mask logits of all queries for rendered features."""
+        logits = features @ self.mask_vectors.T
+        return logits + self.bias if self.parametrisation == "table" else logits
+
+    def resize_embeddings(self, state: dict[str, Tensor]) -> None:
+        """Gives the CLIP vectors the size a checkpoint has, so that it can be opened without its text model."""
+        if self.parametrisation == "table" and "semantic_table" in state:
+            self.semantic_table.data = torch.zeros_like(state["semantic_table"], device=self.semantic_table.device)
+        elif "semantic_mlp.4.weight" in state:
+            last = self.semantic_mlp[4]
+            assert isinstance(last, nn.Linear)
+            last.weight.data = torch.zeros_like(state["semantic_mlp.4.weight"], device=last.weight.device)
+            last.bias.data = torch.zeros_like(state["semantic_mlp.4.bias"], device=last.bias.device)
+            last.out_features = len(last.bias)
+
+    def bank(self, level: int) -> Tensor:
+        """Indices of the queries that may explain masks of a level."""
+        single = bool((self.levels < 0).all())
+        chosen = torch.ones_like(self.levels, dtype=torch.bool) if single else self.levels == level
+        return chosen.nonzero()[:, 0]
+
+    def valid(self, min_support: float) -> Tensor:
+        """[Q] bool: queries matched in at least ``min_support`` training views; the rest stand for nothing."""
+        return self.support >= min_support
+
+    @torch.no_grad()
+    def adopt(self, index: int, embedding: Float[Tensor, " C"], support: float) -> None:
+        """Makes a query stand for a group of masks found before training: its CLIP vector and its support."""
+        self.semantic_table[index] = F.normalize(embedding, dim=-1)
+        self.support[index] = support
+
+
+def check_checkpoint(state: dict[str, Tensor], head: QueryHead) -> None:
+    """Whether stored query-head tensors (names without prefix) fit this version and this head.
+
+    Raises:
+        CheckpointError: they do not; nerfstudio alone would fall back to a partial load without a word.
+    """
+    if "schema_version" not in state:
+        raise CheckpointError("the checkpoint holds no query head: it was not written by a maskfield method")
+    version = int(state["schema_version"])
+    if version != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"the checkpoint has layout {version}, this version of maskfield-ns reads layout {SCHEMA_VERSION}: "
+            "open it with the version that wrote it, or train again"
+        )
+    expected = head.state_dict()
+    missing = sorted(set(expected) - set(state))
+    if missing:
+        raise CheckpointError(f"the checkpoint lacks {', '.join(missing)}: it is incomplete or of another rule")
+    for name, tensor in expected.items():
+        if not name.startswith("semantic") and tensor.shape != state[name].shape:
+            raise CheckpointError(
+                f"{name} is {tuple(state[name].shape)} in the checkpoint and {tuple(tensor.shape)} in the config: "
+                "config.yml and checkpoint belong to different runs"
+            )
