@@ -30,6 +30,7 @@ class SamTrainingConfig:
     images_per_step: int = 4
     prompts_per_image: int = 8
     lr: float = 1.2e-3
+    muon_lr: float = 2.5e-3
     warmup: int = 300
     weight_decay: float = 0.02
     ema: float = 0.999
@@ -150,6 +151,25 @@ def affinity_loss(embedding: Float[Tensor, "B D G G"], token_ids: Tensor) -> Ten
     return (bce * same).sum() / positive + (bce * (1 - same)).sum() / negative
 
 
+def build_optimisers(sam: torch.nn.Module, cfg: SamTrainingConfig) -> list[torch.optim.Optimizer]:
+    """Muon (orthogonalised momentum) for the weight matrices, AdamW for everything else."""
+    matrices, decayed, plain = [], [], []
+    for name, parameter in sam.named_parameters():
+        if parameter.ndim == 2 and "token" not in name and "embed" not in name:
+            matrices.append(parameter)
+        elif parameter.ndim > 1:
+            decayed.append(parameter)
+        else:
+            plain.append(parameter)
+    groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    muon = torch.optim.Muon(matrices, lr=cfg.muon_lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
+    optimisers = [muon, torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.98))]
+    for optimiser, lr in zip(optimisers, (cfg.muon_lr, cfg.lr), strict=True):
+        for group in optimiser.param_groups:
+            group["base_lr"] = lr
+    return optimisers
+
+
 def train(cfg: SamTrainingConfig, data_dir: Path, work_dir: Path, device: str) -> Path:
     """Trains or resumes; checkpoints every 500 steps; returns the path of the newest checkpoint."""
     work_dir.mkdir(parents=True, exist_ok=True)
@@ -157,16 +177,14 @@ def train(cfg: SamTrainingConfig, data_dir: Path, work_dir: Path, device: str) -
     data = PictureSet(data_dir)
     torch.manual_seed(cfg.seed)
     sam = build_tiny_sam().to(device)
-    decay = [q for q in sam.parameters() if q.ndim > 1]
-    rest = [q for q in sam.parameters() if q.ndim <= 1]
-    groups = [{"params": decay, "weight_decay": cfg.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.98))
+    optimisers = build_optimisers(sam, cfg)
     average = {name: tensor.clone() for name, tensor in sam.state_dict().items()}
     start = 0
     if path.exists():
         state = torch.load(path, map_location=device, weights_only=True)
         sam.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        for optimiser, stored in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(stored)
         average, start = state["ema"], state["step"]
         print(f"resuming at step {start}", flush=True)
     began, running = time.time(), np.zeros(6)
@@ -177,8 +195,9 @@ def train(cfg: SamTrainingConfig, data_dir: Path, work_dir: Path, device: str) -
         batch = {k: v.to(device) for k, v in sample_batch(data, cfg, rng).items()}
         progress = (step - cfg.warmup) / max(1, cfg.steps - cfg.warmup)
         factor = step / cfg.warmup if progress < 0 else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
-        for group in optimiser.param_groups:
-            group["lr"] = cfg.lr * max(factor, 1e-3)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["base_lr"] * max(factor, 1e-3)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=cfg.bfloat16):
             logits, predicted, embedding = predict(sam, batch["image"], batch["points"], batch["padding"])
         target = torch.cat([batch["masks"][:, :, 2:], batch["masks"]], dim=2)
@@ -186,10 +205,11 @@ def train(cfg: SamTrainingConfig, data_dir: Path, work_dir: Path, device: str) -
         weights = per_mask.new_tensor(LEVEL_WEIGHTS)
         loss = (per_mask * weights).sum(-1).mean() + F.mse_loss(predicted, iou)
         loss = loss + 0.2 * affinity_loss(embedding, batch["token_ids"])
-        optimiser.zero_grad(set_to_none=True)
+        sam.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         keep = min(cfg.ema, (step + 1) / (step + 10))
         for name, tensor in sam.state_dict().items():
             average[name].lerp_(tensor, 1 - keep)
@@ -206,7 +226,8 @@ def train(cfg: SamTrainingConfig, data_dir: Path, work_dir: Path, device: str) -
                 flush=True,
             )
         if step % 500 == 499 or step + 1 == cfg.steps:
-            state = {"model": sam.state_dict(), "ema": average, "optimiser": optimiser.state_dict(), "step": step + 1}
+            state = {"model": sam.state_dict(), "ema": average, "step": step + 1}
+            state["optimisers"] = [optimiser.state_dict() for optimiser in optimisers]
             torch.save(state, path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)
     return path

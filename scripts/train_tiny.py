@@ -109,12 +109,14 @@ class Report:
     images: int = 100
     output: Path | None = None
     """Where to write the figures as JSON."""
+    weights: Path | None = None
+    """Folder of exported weights; default: the packaged ones."""
 
     def run(self) -> None:
         """Prints the figures."""
         from tiny_report import report
 
-        report(self.data, self.images, self.output)
+        report(self.data, self.images, self.output, self.weights)
 
 
 Command = Union[  # noqa: UP007 (tyro reads the names from Annotated members)

@@ -138,6 +138,17 @@ def test_whole_image_is_padded_not_cut(image):
     assert np.abs(e.embed_image(image) - e.embed_image(changed)).max() > 1e-4
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mode", ["masked_crops", "dense"])
+def test_cuda_agrees_with_the_cpu(image, mode):
+    masks = np.zeros((2, 48, 64), bool)
+    masks[0, 10:30, 10:30], masks[1, 20:] = True, True
+    on_cpu = embedder(region_mode=mode).embed_regions(image, masks)
+    on_cuda = embedder(small_clip().cuda(), region_mode=mode).embed_regions(image, masks)
+    np.testing.assert_allclose(on_cuda, on_cpu, atol=5e-3)
+
+
 # --- dense --------------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """Automatic three-level masks: against segment-anything's own forward pass and a literal reading of the filter rule."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -130,6 +132,16 @@ def test_fingerprint_follows_parameters_but_not_speed(sam):
     slow = SamProposer(sam, MaskGeneratorConfig(**{**vars(OPEN), "points_per_batch": 1}), {"name": "x"}).fingerprint()
     other = SamProposer(sam, MaskGeneratorConfig(**{**vars(OPEN), "overlap_thresh": 0.5}), {"name": "x"}).fingerprint()
     assert base == slow != other
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_finds_what_the_cpu_finds(sam, image):
+    on_cpu = SamProposer(sam, OPEN).propose(image)
+    on_cuda = SamProposer(copy.deepcopy(sam).cuda(), OPEN).propose(image)
+    assert len(on_cuda) == len(on_cpu)
+    np.testing.assert_allclose(np.sort(on_cuda.scores), np.sort(on_cpu.scores), atol=1e-2)
+    np.testing.assert_allclose(on_cuda.masks.mean((1, 2)).sum(), on_cpu.masks.mean((1, 2)).sum(), rtol=0.02)
 
 
 # --- filters ------------------------------------------------------------------------------------------------------

@@ -14,8 +14,6 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int
 
-Members = dict[int, float]
-
 
 @dataclass(frozen=True)
 class ViewMasks:
@@ -71,66 +69,74 @@ def associate(
 ) -> list[Group]:
     """Greedy agglomeration of one level's masks into things.
 
+    The pooled IoU of clusters a and b is the sum of |S_k & S_l| over pairs of masks from different views, divided by
+    the sum of |S_k & seen(view of l)| + |S_l & seen(view of k)| - |S_k & S_l|: pairs that do not overlap count in the
+    denominator. Both sums follow from per-view totals of the clusters, so a merge costs O(neighbours x views).
+
     Args:
         views: masks and cells per view.
         num_cells: size of the cell index space.
         threshold: smallest pooled IoU at which two clusters are merged.
-        min_shared: masks of a pair must each have this many cells visible in the other's view to count.
+        min_shared: pairs of masks sharing fewer cells than this give no reason to merge.
         min_views: groups seen in fewer views are dropped.
 
     Returns:
         Groups, most views first. The result does not depend on the order of masks within a view up to ties.
     """
     members, seen, view_of = mask_cells(views, num_cells)
-    k = members.shape[0]
-    first = np.searchsorted(view_of, np.arange(len(views)))
-    label = [(int(v), int(i - first[v])) for i, v in enumerate(view_of)]
+    k, v = members.shape[0], len(views)
+    first = np.searchsorted(view_of, np.arange(v))
+    label = [(int(view), int(i - first[view])) for i, view in enumerate(view_of)]
     sizes = np.asarray(members.sum(1)).ravel()
-    visible = np.asarray((members @ seen.T).todense())
+    one_hot = np.zeros((k, v))
+    one_hot[np.arange(k), view_of] = 1
+    # Per cluster and view: cells of its masks that the view sees (other views only), and number of its masks there.
+    # Twice as many rows as masks, because every merge adds a cluster.
+    visible = np.zeros((2 * k, v))
+    visible[:k] = np.asarray((members @ seen.T).todense()) * (1 - one_hot)
+    count = np.zeros((2 * k, v))
+    count[:k] = one_hot
     shared = (members @ members.T).tocoo()
-    overlap: list[Members] = [{} for _ in range(k)]
-    union: list[Members] = [{} for _ in range(k)]
-    # Pairs without common cells matter too: their union is the evidence against merging, so it is kept for every
-    # pair of masks whose clusters could ever meet, i.e. that see enough of each other.
-    for a, b, value in zip(shared.row, shared.col, shared.data, strict=True):
-        if a < b and view_of[a] != view_of[b]:
-            overlap[a][b] = overlap[b][a] = float(value)
+    different = (view_of[shared.row] != view_of[shared.col]) & (shared.data >= min_shared)
+    overlap: list[dict[int, float]] = [{} for _ in range(2 * k)]
+    for a, b, value in zip(shared.row[different], shared.col[different], shared.data[different], strict=True):
+        overlap[int(a)][int(b)] = float(value)
+    alive = np.zeros(2 * k, bool)
+    alive[:k] = sizes > 0
+    clusters: list[list[int]] = [[i] for i in range(k)]
+
+    def pooled(a: int, others: np.ndarray, values: np.ndarray) -> np.ndarray:
+        union = visible[others] @ count[a] + count[others] @ visible[a] - values
+        return np.divide(values, union, out=np.zeros_like(values), where=union > 0)
+
+    heap: list[tuple[float, int, int]] = []
+
+    def push(a: int, only_larger: bool) -> None:
+        others = np.array([b for b in overlap[a] if alive[b] and (b > a or not only_larger)], dtype=int)
+        if not len(others):
+            return
+        ratios = pooled(a, others, np.array([overlap[a][b] for b in others]))
+        for b, ratio in zip(others[ratios >= threshold].tolist(), ratios[ratios >= threshold].tolist(), strict=True):
+            heapq.heappush(heap, (-ratio, min(a, b), max(a, b)))
+
     for a in range(k):
-        seen_in = visible[a, view_of]
-        mutual = np.minimum(seen_in, visible[:, view_of[a]])
-        for b in np.nonzero((mutual >= min_shared) & (view_of != view_of[a]))[0]:
-            union[a][int(b)] = float(seen_in[b] + visible[b, view_of[a]] - overlap[a].get(int(b), 0.0))
-    clusters: list[list[int] | None] = [[i] if sizes[i] > 0 else None for i in range(k)]
-    heap = [
-        (-value / union[a][b], a, b)
-        for a in range(k)
-        for b, value in overlap[a].items()
-        if a < b and union[a].get(b, 0.0) > 0
-    ]
-    heapq.heapify(heap)
+        push(a, only_larger=True)
     while heap:
-        negative, a, b = heapq.heappop(heap)
-        if -negative < threshold:
-            break
-        first_cluster, second_cluster = clusters[a], clusters[b]
-        if first_cluster is None or second_cluster is None:
+        _, a, b = heapq.heappop(heap)
+        if not (alive[a] and alive[b]):
             continue
         merged = len(clusters)
-        clusters.append(first_cluster + second_cluster)
-        clusters[a] = clusters[b] = None
-        for table in (overlap, union):
-            row = dict(table[a])
-            for other, value in table[b].items():
-                row[other] = row.get(other, 0.0) + value
-            row = {other: value for other, value in row.items() if clusters[other] is not None}
-            table.append(row)
-            for other, value in row.items():
-                table[other].pop(a, None)
-                table[other].pop(b, None)
-                table[other][merged] = value
-            table[a], table[b] = {}, {}
+        clusters.append(clusters[a] + clusters[b])
+        alive[a] = alive[b] = False
+        alive[merged] = True
+        visible[merged], count[merged] = visible[a] + visible[b], count[a] + count[b]
+        row = overlap[a]
+        for other, value in overlap[b].items():
+            row[other] = row.get(other, 0.0) + value
+        overlap[merged] = {other: value for other, value in row.items() if alive[other]}
+        overlap[a], overlap[b] = {}, {}
         for other, value in overlap[merged].items():
-            if union[merged].get(other, 0.0) > 0:
-                heapq.heappush(heap, (-value / union[merged][other], other, merged))
-    groups = [Group([label[i] for i in cluster]) for cluster in clusters if cluster is not None]
+            overlap[other][merged] = value
+        push(merged, only_larger=False)
+    groups = [Group(sorted(label[i] for i in clusters[c])) for c in np.nonzero(alive[: len(clusters)])[0]]
     return sorted((g for g in groups if g.views >= min_views), key=lambda g: (-g.views, g.members))
