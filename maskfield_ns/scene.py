@@ -22,6 +22,7 @@ from maskfield_ns.errors import CheckpointError, MaskfieldError
 if TYPE_CHECKING:
     import torch
     from nerfstudio.cameras.cameras import Cameras
+    from nerfstudio.engine.trainer import TrainerConfig
 
     from maskfield_ns.models.mask_outputs import ActiveQuery
 
@@ -92,11 +93,17 @@ class Scene:
         checkpoints = config_path.parent / "nerfstudio_models"
         if not list(checkpoints.glob("step-*.ckpt")):
             raise CheckpointError(f"no checkpoint in {checkpoints}: the training was stopped before its first save")
+
+        def beside_its_config(config: TrainerConfig) -> TrainerConfig:
+            # nerfstudio looks below the training's working directory; the run may have moved, or we may be elsewhere.
+            config.relative_model_dir = checkpoints.resolve()
+            return config
+
         try:
-            _, pipeline, _, step = eval_setup(config_path, test_mode="test")
+            _, pipeline, _, step = eval_setup(config_path, test_mode="test", update_config_callback=beside_its_config)
         except MaskfieldError:
             raise
-        except (KeyError, AttributeError, AssertionError, RuntimeError) as error:
+        except Exception as error:  # a foreign or damaged file makes yaml, pickle and torch raise anything
             raise CheckpointError(f"cannot open {config_path}: {type(error).__name__}: {error}") from error
         if not hasattr(pipeline.model, "query_head"):
             raise CheckpointError(f"{config_path} is a run of another method: it has no mask field to query")
@@ -182,7 +189,7 @@ class Scene:
             masks = dict(zip(phrases, result.masks, strict=True))
             heat = dict(zip(phrases, result.relevancy, strict=True))
             if found:
-                probabilities = model.query_head.logits(outputs.features).sigmoid().detach()
+                probabilities = model.query_head.probabilities(outputs.features).detach()
                 votes = decision.class_scores(
                     probabilities,
                     model.query_head.embeddings.detach(),

@@ -44,6 +44,8 @@ def query(
     """
     if not phrases or not all(p.strip() for p in phrases):
         raise MaskfieldError('give at least one phrase, e.g. --text "red mug", and no empty one')
+    if scale <= 0 or max_views < 0:
+        raise MaskfieldError("--scale must be above 0, and --max-views 0 (all) or more")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -54,6 +56,8 @@ def query(
         verdict = "found" if answer.found else "not found"
         print(f'"{answer.phrase}": {verdict} (relevancy {answer.score:.2f})')
     cameras = scene.cameras("train" if split == "train" else "test", scale)
+    if not cameras:
+        raise MaskfieldError(f"the run's capture has no views in the {split} split: try --split train")
     if max_views and len(cameras) > max_views:
         cameras = [cameras[i] for i in np.linspace(0, len(cameras) - 1, max_views).round().astype(int)]
     taken: set[str] = set()
@@ -82,9 +86,8 @@ def query(
             "views": views,
         },
     )
-    print(
-        f"pictures: {output / 'contact_sheet.png'} and one overlay and mask per phrase and view\nscores: {output / 'answers.json'}"
-    )
+    print(f"pictures: {output / 'contact_sheet.png'} and one overlay and mask per phrase and view")
+    print(f"scores: {output / 'answers.json'}")
 
 
 def _write_view(

@@ -15,7 +15,7 @@ class MaskFieldConfig:
     """Size of the mask feature field."""
 
     feature_dim: int = 16
-    """Channels of the mask feature (D)."""
+    """Channels of the mask feature (D), per mask level."""
     num_levels: int = 12
     """Levels of the hash grid."""
     features_per_level: int = 4
@@ -39,9 +39,10 @@ class MaskField(nn.Module):
 
     Args:
         config: sizes.
+        channels: numbers per point: D, or one block of D per level.
     """
 
-    def __init__(self, config: MaskFieldConfig) -> None:
+    def __init__(self, config: MaskFieldConfig, channels: int) -> None:
         super().__init__()
         # Here, not at the top: tensors-only users (splats, kernels, scripts on a GPU box) have no nerfstudio.
         from nerfstudio.field_components.encodings import HashEncoding
@@ -59,7 +60,7 @@ class MaskField(nn.Module):
             in_dim=self.encoding.get_out_dim(),
             num_layers=config.num_layers,
             layer_width=config.hidden_dim,
-            out_dim=config.feature_dim,
+            out_dim=channels,
             implementation=config.implementation,
         )
 

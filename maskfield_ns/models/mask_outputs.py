@@ -14,6 +14,9 @@ from maskfield_ns.queries import decision
 from maskfield_ns.queries.decision import DecisionRule
 from maskfield_ns.queries.head import QueryHead
 
+_INSIDE_LOGIT = 10.0
+"""About what a query adds to the logit of a pixel inside its mask."""
+
 
 @dataclass(frozen=True)
 class ActiveQuery:
@@ -46,11 +49,12 @@ def palette(count: int, device: torch.device) -> Float[Tensor, "N 3"]:
 
 def feature_colours(features: Float[Tensor, "H W D"], head: QueryHead) -> Float[Tensor, "H W 3"]:
     """Mask features as colours: the three directions in which the query vectors differ most, the same in all views."""
-    vectors = head.mask_vectors.detach().float()
+    vectors = head.feature_vectors.detach().float()
     used = vectors[head.support > 0] if (head.support > 0).sum() > 3 else vectors
     axes = torch.linalg.svd(used - used.mean(0), full_matrices=False).Vh[:3].T
-    projected = features @ axes
-    return torch.sigmoid(2.5 * projected / projected.std().clamp(min=1e-6))
+    # The contrast comes from the queries too: taken from the view, colours would flicker from view to view.
+    inside = _INSIDE_LOGIT * used / used.square().sum(-1, keepdim=True).clamp(min=1e-6)
+    return torch.sigmoid(2.5 * (features @ axes) / (inside @ axes).std().clamp(min=1e-6))
 
 
 @torch.no_grad()
@@ -61,11 +65,11 @@ def mask_pictures(
     active: ActiveQuery | None,
     rule: DecisionRule,
 ) -> dict[str, Float[Tensor, "H W _"]]:
-    """The outputs ``mask_features``, ``mask_instances``, ``class_map`` and per phrase ``relevancy_i``, ``composited_i``.
+    """The outputs ``mask_features``, ``mask_instances``, ``class_map``; per phrase ``relevancy_i``, ``composited_i``.
 
     All float: [H, W, 3] in 0..1, relevancy [H, W, 1].
     """
-    probabilities = head.logits(features).sigmoid()
+    probabilities = head.probabilities(features)
     valid = head.valid(rule.min_support)
     dark = torch.full_like(rgb, 0.18)
     instances = decision.instance_map(probabilities, valid, head.levels)
@@ -112,7 +116,7 @@ def answer_view(
     rule: DecisionRule,
 ) -> ViewAnswer:
     """Masks and relevancy of the active phrases, and a class map over a class list."""
-    probabilities = head.logits(features).sigmoid()
+    probabilities = head.probabilities(features)
     valid = head.valid(rule.min_support)
     masks = decision.phrase_masks(probabilities, decision.select_queries(active.scores, rule))
     heat = decision.heat_map(probabilities, active.scores)

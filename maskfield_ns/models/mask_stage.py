@@ -9,7 +9,7 @@ pushed to zero on the whole view), kept for comparison.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from maskfield_ns.foundation.protocols import LEVELS
 from maskfield_ns.queries.head import QueryHead
-from maskfield_ns.queries.losses import dice_loss, focal_loss, focal_terms, soft_iou
+from maskfield_ns.queries.losses import dice_loss, focal_loss, soft_iou
 from maskfield_ns.queries.matching import MatchCosts, match, matching_cost
 
 if TYPE_CHECKING:
@@ -39,18 +39,20 @@ class MaskStageConfig:
     """Pooled IoU at which two groups of masks are taken for one thing."""
     min_views: int = 3
     """A thing must be found in at least this many training views to get a query."""
-    rematch_every: int = 1
+    rematch_every: int = 0
     """With the consensus rule: from ``rematch_after`` on, match again each time a view comes up (1) or never (0)."""
     rematch_after: int = 200
     """Mask-stage steps that trust the grouping before the field itself is asked."""
     focal_weight: float = 1.0
-    """Weight of the focal loss."""
+    """Weight of the cross-entropy (consensus)."""
     dice_weight: float = 1.0
     """Weight of the dice loss (the reference rule uses MaskField's 0.05)."""
     clip_weight: float = 0.5
     """Weight of the cosine loss on CLIP vectors."""
-    absent_weight: float = 1.0
-    """Weight of pushing a query down where masks of its level show something else."""
+    absent_weight: float = 0.05
+    """Weight of "nothing here" where no mask of a level covers a pixel; small, for the proposer may have missed it."""
+    small_weight: float = 0.5
+    """Weight of the cross-entropy averaged per thing, in which a 20-pixel object counts like a table."""
     no_match_cost: float = 1.1
     """A mask that costs more than this to explain is left out."""
 
@@ -93,8 +95,9 @@ class MaskStage:
             return
         from maskfield_ns.queries.association import ViewMasks, associate
 
-        cells = [self.surface_cells(v).cpu().numpy() for v in range(len(self.views))]
         targets = [self.views[v] for v in range(len(self.views))]
+        # Rays that the capture's own masks exclude see nothing that counts.
+        cells = [np.where(t.valid.ravel(), self.surface_cells(v).cpu().numpy(), -1) for v, t in enumerate(targets)]
         explained: list[list[tuple[int, int]]] = [[] for _ in cells]
         for level in range(len(LEVELS)):
             of_level = [np.nonzero(t.levels == level)[0] for t in targets]
@@ -106,6 +109,8 @@ class MaskStage:
                 level_views, self.num_cells, self.config.group_threshold, min_views=self.config.min_views
             )
             for query, group in zip(self.head.bank(level).tolist(), groups, strict=False):
+                if not adopt and self.head.support[query] == 0:
+                    continue  # masks were grouped differently when the run was started: this query was not in use
                 total = torch.zeros(self.head.embeddings.shape[-1])
                 for view, local in group.members:
                     k = int(of_level[view][local])
@@ -120,54 +125,78 @@ class MaskStage:
             self.states[view] = ViewState(table[:, 0], table[:, 1])
 
     def losses(
-        self, view: int, features: Float[Tensor, "P D"]
+        self, view: int, features: Float[Tensor, "P channels"]
     ) -> tuple[dict[str, Float[Tensor, ""]], dict[str, float]]:
         """Losses and figures of one step on one view's rendered mask features (rays in the grid's row order)."""
-        targets = self.views.tensors(view, features.device)
-        logits = self.head.logits(features).T
         rule = self._reference if self.config.rule == "reference" else self._consensus
+        targets = self.views.tensors(view, features.device)
+        valid = targets.valid
+        targets = replace(targets, masks=targets.masks[:, valid], valid=valid[valid])
         self.steps += 1
-        if len(targets.masks) == 0:
-            return {"mask_loss": (logits * 0).sum()}, {}
-        return rule(view, logits, targets)
+        # Costs are sums over thousands of pixels: half precision overflows under nerfstudio's mixed precision.
+        with torch.autocast(features.device.type, enabled=False):
+            features = features[valid].float()
+            if len(targets.masks) == 0:
+                return {"mask_loss": (features * 0).sum()}, {}
+            return rule(view, features, targets)
 
-    def _consensus(self, view: int, logits: Float[Tensor, "Q P"], targets: TargetTensors) -> tuple[dict, dict]:
+    def _consensus(
+        self, view: int, features: Float[Tensor, "P channels"], targets: TargetTensors
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Soft-max cross-entropy and dice within each level, on pixels that an explained mask covers."""
         cfg, head = self.config, self.head
-        adopted = head.support > 0
         if cfg.rematch_every and self.steps > cfg.rematch_after:
-            self._rematch(view, logits, targets, adopted)
+            self._rematch(view, head.logits(features).T, targets, head.support > 0)
         state = self.states[view]
         valid = targets.valid.float()
-        # A query explained by several masks (SAM split the object) is shown their union.
-        hit, place = state.queries.unique(return_inverse=True)
-        union = torch.zeros(len(hit), logits.shape[-1], device=logits.device)
-        union = union.scatter_reduce(0, place[:, None].expand(-1, logits.shape[-1]), targets.masks[state.masks], "amax")
-        weights = valid.expand_as(union)
-        rows = logits[hit]
-        losses = {
-            "mask_focal": cfg.focal_weight * _balanced(rows, union, weights).mean(),
-            "mask_dice": cfg.dice_weight * dice_loss(rows, union, weights).mean(),
-        }
-        # Queries without a mask here: their object may well be visible and merely missed by the proposer, so they are
-        # pushed down only where masks of their own level show something else.
-        present = torch.zeros_like(adopted)
-        present[hit] = True
-        absent = (adopted & ~present).nonzero()[:, 0]
-        if len(absent):
-            elsewhere = torch.stack(
-                [
-                    union[head.levels[hit] == level].amax(0) if (head.levels[hit] == level).any() else valid * 0
-                    for level in range(len(LEVELS))
-                ]
+        cross_entropy, dice, iou = [], [], []
+        for level in range(len(LEVELS)):
+            of_level = (head.levels[state.queries] == level).nonzero()[:, 0]
+            if not len(of_level):
+                continue
+            log_p = head.log_probabilities(features, level).T
+            bank = head.bank(level)
+            column = torch.zeros(head.num_queries, dtype=torch.long, device=bank.device)
+            column[bank] = torch.arange(len(bank), device=bank.device)
+            hit, place = column[state.queries[of_level]].unique(return_inverse=True)
+            # A query explained by several masks (the proposer split the thing) is shown their union.
+            union = torch.zeros(len(hit), log_p.shape[1], device=log_p.device)
+            masks = targets.masks[state.masks[of_level]]
+            union = union.scatter_reduce(0, place[:, None].expand_as(masks), masks, "amax") * valid
+            # Masks of one level should exclude each other. Where they do not, the thing found in more views wins:
+            # a proposal that merges two things is the rarer one.
+            trust = union * head.support[bank[hit]][:, None] ** 2
+            share = trust / trust.sum(0).clamp(min=1e-6)
+            covered = union.amax(0)
+            # Pixels no mask covers say little: the thing there may only have been missed in this view.
+            per_pixel = -(share * log_p[hit]).sum(0) * covered
+            uncovered = -log_p[-1] * (1 - covered) * valid * cfg.absent_weight
+            balance = share / (share * covered).sum(1, keepdim=True).clamp(min=1.0)
+            balanced = -(balance * log_p[hit]).sum(0) * covered
+            cross_entropy.append(
+                (per_pixel + uncovered).sum() / valid.sum() + cfg.small_weight * balanced.sum() / len(hit)
             )
-            weight = (elsewhere[head.levels[absent]] > 0.5).float() * valid
-            negative = focal_terms(logits[absent])[1]
-            losses["mask_absent"] = cfg.absent_weight * (negative * weight).sum() / weight.sum().clamp(min=1)
+            target = (share * covered).detach()
+            probability = log_p[hit].exp() * covered
+            overlap = (probability * target).sum(1)
+            dice.append(1 - (2 * overlap + 1) / (probability.sum(1) + target.sum(1) + 1))
+            with torch.no_grad():
+                predicted, truth = (log_p[hit].exp() > 0.5) & (covered > 0.5), target > 0.5
+                seen = truth.any(1)
+                both = (predicted & truth).sum(1) / (predicted | truth).sum(1).clamp(min=1)
+                iou.append(both[seen])
+        if not cross_entropy:
+            return {"mask_loss": (features * 0).sum()}, {}
         cosine = F.cosine_similarity(head.embeddings[state.queries], targets.embeddings[state.masks], dim=-1)
-        losses["mask_clip"] = cfg.clip_weight * (1 - cosine).mean()
-        with torch.no_grad():
-            iou = soft_iou(rows, union).diagonal().mean()
-        return losses, {"mask_iou": float(iou), "masks_explained": len(state.masks) / len(targets.masks)}
+        losses = {
+            "mask_cross_entropy": cfg.focal_weight * torch.stack(cross_entropy).mean(),
+            "mask_dice": cfg.dice_weight * torch.cat(dice).mean(),
+            "mask_clip": cfg.clip_weight * (1 - cosine).mean(),
+        }
+        figures = {"masks_explained": len(state.masks) / len(targets.masks)}
+        if len(seen_iou := torch.cat(iou)):
+            figures["mask_iou"] = float(seen_iou.mean())
+        return losses, figures
 
     @torch.no_grad()
     def _rematch(self, view: int, logits: Float[Tensor, "Q P"], targets: TargetTensors, adopted: Tensor) -> None:
@@ -190,8 +219,11 @@ class MaskStage:
         if queries:
             self.states[view] = ViewState(torch.cat(queries), torch.cat(masks))
 
-    def _reference(self, view: int, logits: Float[Tensor, "Q P"], targets: TargetTensors) -> tuple[dict, dict]:
+    def _reference(
+        self, view: int, features: Float[Tensor, "P channels"], targets: TargetTensors
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """MaskField's rule: L = focal + 0.05 dice + clip + mean of squared probabilities of unmatched queries."""
+        logits = self.head.logits(features).T
         costs = MatchCosts(focal=1.0, dice=0.05, clip=1.0, no_match=None, clip_l1=1.0)
         embeddings = self.head.embeddings
         with torch.no_grad():
@@ -213,14 +245,3 @@ class MaskStage:
         with torch.no_grad():
             iou = soft_iou(logits[rows], masks).diagonal().mean()
         return losses, {"mask_iou": float(iou)}
-
-
-def _balanced(
-    logits: Float[Tensor, "K P"], targets: Float[Tensor, "K P"], weights: Float[Tensor, "K P"]
-) -> Float[Tensor, " K"]:
-    """Focal loss with inside and outside averaged separately, so that a 20-pixel object counts like a table."""
-    positive, negative = focal_terms(logits, alpha=0.5)
-    inside, outside = targets * weights, (1 - targets) * weights
-    return (positive * inside).sum(-1) / inside.sum(-1).clamp(min=1) + (negative * outside).sum(-1) / outside.sum(
-        -1
-    ).clamp(min=1)

@@ -18,6 +18,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from maskfield_ns import compat
+from maskfield_ns.errors import CheckpointError
 from maskfield_ns.fields.mask_field import MaskField, MaskFieldConfig, render_features, unit_cube_positions
 from maskfield_ns.models.mask_outputs import ActiveQuery, Outputs, ask, mask_pictures
 from maskfield_ns.models.mask_stage import MaskStage, MaskStageConfig
@@ -73,7 +74,6 @@ class MaskfieldModel(NerfactoModel):
         metadata: dict[str, Any] = self.kwargs.get("metadata") or {}
         cfg = self.config
         reference = cfg.mask_stage.rule == "reference"
-        self.mask_field = MaskField(cfg.mask_field)
         self.query_head = QueryHead(
             cfg.mask_stage.num_queries,
             cfg.mask_field.feature_dim,
@@ -82,6 +82,7 @@ class MaskfieldModel(NerfactoModel):
             by_level=not reference,
             parametrisation="index_mlp" if reference else "table",
         )
+        self.mask_field = MaskField(cfg.mask_field, self.query_head.channels)
         # Plain holders, so that neither targets nor text models end up in checkpoints.
         self._metadata = metadata
         self._stage: MaskStage | None = None
@@ -100,12 +101,26 @@ class MaskfieldModel(NerfactoModel):
         """Loads a checkpoint, taking the embedding size from it.
 
         Raises:
-            CheckpointError: written by another version, or lacking the plugin's own weights.
+            CheckpointError: written by another version, lacking weights, or resumed with another embedder.
         """
         prefix = "query_head."
         own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
         check_checkpoint(own, self.query_head)
         self.query_head.resize_embeddings(own)
+        stored, cached = self.query_head.embeddings.shape[-1], self._metadata.get("embedding_dim")
+        if cached is not None and cached != stored:
+            raise CheckpointError(
+                f"the checkpoint's embeddings have {stored} channels, those of the mask cache {cached}: "
+                "resume with the embedder that the run was started with"
+            )
+        # nerfstudio loads what is there and leaves the rest random, without a word.
+        fields = ("mask_field.", "field.", "proposal_networks.")
+        lacking = [name for name in self.state_dict() if name.startswith(fields) and name not in state_dict]
+        if lacking:
+            raise CheckpointError(
+                f"the checkpoint lacks {lacking[0]} and {len(lacking) - 1} more: it is incomplete, or only one of "
+                "training and this machine had tiny-cuda-nn (train with the torch implementation to be independent)"
+            )
         return super().load_state_dict(state_dict, strict=strict, **kwargs)
 
     # --- rendering ----------------------------------------------------------------------------------------------------
@@ -211,6 +226,8 @@ class MaskfieldModel(NerfactoModel):
             was_training = self.training
             self.eval()
             bundle = rays_of_view(view).to(self.device)
+            # The radiance field has learnt from poses corrected like this; detached, since poses are not moved here.
+            self.camera_optimizer.apply_to_raybundle(bundle)
             chunk = self.config.eval_num_rays_per_chunk
             parts = [self._surface(bundle[i : i + chunk]) for i in range(0, len(bundle), chunk)]
             self._samples[view] = _ViewSamples(*(torch.cat(column) for column in zip(*parts, strict=True)))

@@ -140,7 +140,7 @@ class AgreementEvaluator(Evaluator):
         proposed = self.proposer.propose(image)
         head: QueryHead = self.model.query_head
         with torch.no_grad():
-            probabilities = head.logits(outputs.features).sigmoid()
+            probabilities = head.probabilities(outputs.features)
         valid = head.valid(self.model.config.decision.min_support)
         per_level: dict[str, Agreement] = {}
         for level in np.unique(proposed.levels):

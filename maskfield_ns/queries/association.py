@@ -45,23 +45,21 @@ def mask_cells(views: list[ViewMasks], num_cells: int) -> tuple[sp.csr_matrix, s
         members [K, cells] 1 where more than half of a mask's view of a cell lies inside the mask, seen [V, cells] 1
         where a view sees a cell, and view_of [K].
     """
-    rows: list[sp.csr_matrix] = []
-    seen_rows: list[sp.csr_matrix] = []
-    view_of: list[int] = []
+    members, seen, view_of = [sp.csr_matrix((0, num_cells), dtype=np.float32)], [], []
     for view, item in enumerate(views):
         hit = item.cells >= 0
-        columns = item.cells[hit]
-        count = len(columns)
-        incidence = sp.csr_matrix((np.ones(count), (np.arange(count), columns)), shape=(count, num_cells))
-        total = np.asarray(incidence.sum(0)).ravel()
-        seen_rows.append(sp.csr_matrix((total > 0).astype(np.float32)))
-        if len(item.masks):
-            inside = np.asarray(item.masks[:, hit] @ incidence)
-            share = np.divide(inside, total, out=np.zeros_like(inside), where=total > 0)
-            rows.append(sp.csr_matrix((share > 0.5).astype(np.float32)))
-            view_of.extend([view] * len(item.masks))
-    members = sp.vstack(rows).tocsr() if rows else sp.csr_matrix((0, num_cells), dtype=np.float32)
-    return members, sp.vstack(seen_rows).tocsr(), np.array(view_of, dtype=int)
+        # A scene has millions of cells and a view sees thousands: dense tables span the view's own cells only.
+        own, place, rays = np.unique(item.cells[hit], return_inverse=True, return_counts=True)
+        incidence = sp.csr_matrix((np.ones(len(place)), (np.arange(len(place)), place)), shape=(len(place), len(own)))
+        mask, cell = np.nonzero(np.asarray(item.masks[:, hit] @ incidence) > 0.5 * rays)
+        members.append(_ones(mask, own[cell], (len(item.masks), num_cells)))
+        seen.append(_ones(np.zeros_like(own), own, (1, num_cells)))
+        view_of += [view] * len(item.masks)
+    return sp.vstack(members).tocsr(), sp.vstack(seen).tocsr(), np.array(view_of, dtype=int)
+
+
+def _ones(rows: Int[np.ndarray, " N"], columns: Int[np.ndarray, " N"], shape: tuple[int, int]) -> sp.csr_matrix:
+    return sp.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=shape)
 
 
 def associate(
@@ -83,6 +81,8 @@ def associate(
     Returns:
         Groups, most views first. The result does not depend on the order of masks within a view up to ties.
     """
+    if not views:
+        return []
     members, seen, view_of = mask_cells(views, num_cells)
     k, v = members.shape[0], len(views)
     first = np.searchsorted(view_of, np.arange(v))

@@ -1,4 +1,4 @@
-"""The query head: Q scene-level queries, each a mask vector, a CLIP vector and evidence that it stands for something."""
+"""The query head: Q scene-level queries, each a mask vector, a CLIP vector and evidence that it means something."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class QueryHead(nn.Module):
 
     Args:
         num_queries: Q, over all banks.
-        feature_dim: D, channels of the mask feature.
+        feature_dim: D, channels of the mask feature (per level, with level banks).
         embedding_dim: C, size of a CLIP vector.
         by_level: one bank per level; otherwise a single bank takes masks of every level.
         parametrisation: "table" learns free vectors; "index_mlp" derives them from the encoded query index through
@@ -69,7 +69,7 @@ class QueryHead(nn.Module):
         parametrisation: Literal["table", "index_mlp"] = "table",
     ) -> None:
         super().__init__()
-        self.num_queries, self.parametrisation = num_queries, parametrisation
+        self.num_queries, self.feature_dim, self.parametrisation = num_queries, feature_dim, parametrisation
         self.register_buffer("schema_version", torch.tensor(SCHEMA_VERSION))
         self.register_buffer("support", torch.zeros(num_queries))
         of_level = torch.arange(num_queries) * len(LEVELS) // num_queries
@@ -97,10 +97,50 @@ class QueryHead(nn.Module):
         """e_n, not normalised."""
         return self.semantic_table if self.parametrisation == "table" else self.semantic_mlp(self.index_code)
 
-    def logits(self, features: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch Q"]:
+    @property
+    def by_level(self) -> bool:
+        """Whether there is a bank (and a block of feature channels) per level."""
+        return bool((self.levels >= 0).all())
+
+    @property
+    def channels(self) -> int:
+        """Channels of the rendered feature: D, or one block of D per level."""
+        return self.feature_dim * (len(LEVELS) if self.by_level else 1)
+
+    @property
+    def feature_vectors(self) -> Float[Tensor, "Q channels"]:
+        """q_n laid out as rendered features are: in the block of its level, zero in the others."""
+        vectors = self.mask_vectors
+        if not self.by_level:
+            return vectors
+        wide = vectors.new_zeros(self.num_queries, len(LEVELS), self.feature_dim)
+        wide[torch.arange(self.num_queries, device=vectors.device), self.levels] = vectors
+        return wide.flatten(1)
+
+    def logits(self, features: Float[Tensor, "*batch channels"]) -> Float[Tensor, "*batch Q"]:
         """Mask logits of all queries for rendered features."""
-        logits = features @ self.mask_vectors.T
+        logits = features @ self.feature_vectors.T
         return logits + self.bias if self.parametrisation == "table" else logits
+
+    def log_probabilities(self, features: Float[Tensor, "*batch channels"], level: int) -> Float[Tensor, "*batch B+1"]:
+        """Log soft-max over the bank of a level and, last, "none of them" (logit 0); unused queries get -inf."""
+        bank = self.bank(level)
+        logits = self.logits(features)[..., bank]
+        logits = logits.masked_fill(self.support[bank] <= 0, float("-inf"))
+        return F.log_softmax(torch.cat([logits, torch.zeros_like(logits[..., :1])], dim=-1), dim=-1)
+
+    def probabilities(self, features: Float[Tensor, "*batch channels"]) -> Float[Tensor, "*batch Q"]:
+        """How much each pixel belongs to each query, in [0, 1].
+
+        With level banks the things of one level exclude each other, so this is a soft-max within each bank; a head
+        without banks (MaskField's rule) takes every query on its own (sigmoid).
+        """
+        if not self.by_level:
+            return self.logits(features).sigmoid()
+        result = features.new_zeros(*features.shape[:-1], self.num_queries)
+        for level in range(len(LEVELS)):
+            result[..., self.bank(level)] = self.log_probabilities(features, level)[..., :-1].exp()
+        return result
 
     def resize_embeddings(self, state: dict[str, Tensor]) -> None:
         """Gives the CLIP vectors the size a checkpoint has, so that it can be opened without its text model."""
