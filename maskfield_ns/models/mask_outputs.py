@@ -48,10 +48,14 @@ def palette(count: int, device: torch.device) -> Float[Tensor, "N 3"]:
 
 
 def feature_colours(features: Float[Tensor, "H W D"], head: QueryHead) -> Float[Tensor, "H W 3"]:
-    """Mask features as colours: the three directions in which the query vectors differ most, the same in all views."""
-    vectors = head.feature_vectors.detach().float()
-    used = vectors[head.support > 0] if (head.support > 0).sum() > 3 else vectors
-    axes = torch.linalg.svd(used - used.mean(0), full_matrices=False).Vh[:3].T
+    """Mask features as colours: the three directions in which queries of one level differ most, the same in all views.
+
+    (A level has channels of its own; directions that only tell levels apart would leave every level one colour.)
+    """
+    in_use = head.support > 0 if (head.support > 0).sum() > 3 else torch.ones_like(head.support, dtype=torch.bool)
+    used, levels = head.feature_vectors.detach().float()[in_use], head.levels[in_use]
+    centred = torch.cat([used[levels == level] - used[levels == level].mean(0) for level in levels.unique()])
+    axes = torch.linalg.svd(centred, full_matrices=False).Vh[:3].T
     # The contrast comes from the queries too: taken from the view, colours would flicker from view to view.
     inside = _INSIDE_LOGIT * used / used.square().sum(-1, keepdim=True).clamp(min=1e-6)
     return torch.sigmoid(2.5 * (features @ axes) / (inside @ axes).std().clamp(min=1e-6))

@@ -125,7 +125,10 @@ class QueryHead(nn.Module):
     def log_probabilities(self, features: Float[Tensor, "*batch channels"], level: int) -> Float[Tensor, "*batch B+1"]:
         """Log soft-max over the bank of a level and, last, "none of them" (logit 0); unused queries get -inf."""
         bank = self.bank(level)
-        logits = self.logits(features)[..., bank]
+        block = features[..., level * self.feature_dim : (level + 1) * self.feature_dim] if self.by_level else features
+        logits = block @ self.mask_vectors[bank].T
+        if self.parametrisation == "table":
+            logits = logits + self.bias[bank]
         logits = logits.masked_fill(self.support[bank] <= 0, float("-inf"))
         return F.log_softmax(torch.cat([logits, torch.zeros_like(logits[..., :1])], dim=-1), dim=-1)
 
