@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from tiny_data import PictureSet, jitter_colours, random_view, same_colour_region
+from tiny_optimisers import build_optimisers, set_rate
 from torch import Tensor
 
 from maskfield_ns.foundation.tiny.sam import IMAGE_SIZE, PATCH_SIZE, build_tiny_sam
@@ -151,25 +152,6 @@ def affinity_loss(embedding: Float[Tensor, "B D G G"], token_ids: Tensor) -> Ten
     return (bce * same).sum() / positive + (bce * (1 - same)).sum() / negative
 
 
-def build_optimisers(sam: torch.nn.Module, cfg: SamTrainingConfig) -> list[torch.optim.Optimizer]:
-    """Muon (orthogonalised momentum) for the weight matrices, AdamW for everything else."""
-    matrices, decayed, plain = [], [], []
-    for name, parameter in sam.named_parameters():
-        if parameter.ndim == 2 and "token" not in name and "embed" not in name:
-            matrices.append(parameter)
-        elif parameter.ndim > 1:
-            decayed.append(parameter)
-        else:
-            plain.append(parameter)
-    groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    muon = torch.optim.Muon(matrices, lr=cfg.muon_lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
-    optimisers = [muon, torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.98))]
-    for optimiser, lr in zip(optimisers, (cfg.muon_lr, cfg.lr), strict=True):
-        for group in optimiser.param_groups:
-            group["base_lr"] = lr
-    return optimisers
-
-
 def train(cfg: SamTrainingConfig, data_dir: Path, work_dir: Path, device: str) -> Path:
     """Trains or resumes; checkpoints every 500 steps; returns the path of the newest checkpoint."""
     work_dir.mkdir(parents=True, exist_ok=True)
@@ -177,7 +159,7 @@ def train(cfg: SamTrainingConfig, data_dir: Path, work_dir: Path, device: str) -
     data = PictureSet(data_dir)
     torch.manual_seed(cfg.seed)
     sam = build_tiny_sam().to(device)
-    optimisers = build_optimisers(sam, cfg)
+    optimisers = build_optimisers(sam, cfg.lr, cfg.muon_lr, cfg.weight_decay)
     average = {name: tensor.clone() for name, tensor in sam.state_dict().items()}
     start = 0
     if path.exists():
@@ -195,9 +177,7 @@ def train(cfg: SamTrainingConfig, data_dir: Path, work_dir: Path, device: str) -
         batch = {k: v.to(device) for k, v in sample_batch(data, cfg, rng).items()}
         progress = (step - cfg.warmup) / max(1, cfg.steps - cfg.warmup)
         factor = step / cfg.warmup if progress < 0 else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = group["base_lr"] * max(factor, 1e-3)
+        set_rate(optimisers, factor)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=cfg.bfloat16):
             logits, predicted, embedding = predict(sam, batch["image"], batch["points"], batch["padding"])
         target = torch.cat([batch["masks"][:, :, 2:], batch["masks"]], dim=2)

@@ -71,6 +71,13 @@ def test_a_query_holds_its_own_code_and_nothing_else() -> None:
     assert torch.equal(inside, torch.eye(96, dtype=torch.bool))
 
 
+def test_codes_of_a_bank_have_the_whole_space_to_themselves() -> None:
+    head = QueryHead(150, 16, 8)
+    for level in range(len(LEVELS)):
+        vectors = torch.nn.functional.normalize(head.mask_vectors.detach()[head.bank(level)], dim=-1)
+        assert coherence(vectors) == pytest.approx(coherence(spread_codes(50, 16)), abs=1e-6)
+
+
 def test_nothing_is_held_where_nothing_was_rendered() -> None:
     head = small_head()
     head.support.fill_(5)

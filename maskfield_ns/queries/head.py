@@ -75,7 +75,10 @@ class QueryHead(nn.Module):
         of_level = torch.arange(num_queries) * len(LEVELS) // num_queries
         self.register_buffer("levels", of_level if by_level else torch.full((num_queries,), -1))
         if parametrisation == "table":
-            codes = spread_codes(num_queries, feature_dim)
+            # Only queries of one bank are ever told apart, so each bank has the whole space for its codes.
+            sizes = self.levels.unique(return_counts=True)[1].tolist()
+            spread = {size: spread_codes(size, feature_dim) for size in set(sizes)}
+            codes = torch.cat([spread[size] for size in sizes])
             self.mask_table = nn.Parameter(_LOGIT_SCALE * codes)
             self.bias = nn.Parameter(torch.full((num_queries,), _LOGIT_OFFSET))
             self.semantic_table = nn.Parameter(F.normalize(torch.randn(num_queries, embedding_dim), dim=-1))
