@@ -170,8 +170,14 @@ class TinySamConfig(MaskGeneratorConfig):
     """Point prompts along each side of the picture; their number is the square of it."""
     points_per_batch: int = 64
     """Prompts decoded at once: memory against speed, no effect on the masks."""
-    score_thresh: float = 0.6
+    pred_iou_thresh: float = 0.45
+    """Drop masks whose predicted IoU is not above this; lower than for the full-size models, whose masks are better."""
+    stability_thresh: float = 0.4
+    """Drop masks whose stability is below this."""
+    score_thresh: float = 0.2
     """Drop masks whose stability times predicted IoU is not above this."""
+    min_region_area: int = 20
+    """Holes and islands of fewer pixels than this (in the picture, reduced) are filled or removed."""
     weights: Path | None = None
     """Weights (safetensors); None: the ones in the package."""
 

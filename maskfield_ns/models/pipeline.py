@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -153,11 +153,11 @@ class AgreementEvaluator(Evaluator):
 
     def summary(self) -> tuple[dict[str, float], dict[str, Any]]:
         figures: dict[str, float] = {}
-        everything = [a for view in self.views.values() for a in view.values()]
-        for name, chosen in {"agreement": everything} | {
-            f"agreement_{level}": [view[level] for view in self.views.values() if level in view] for level in LEVELS
-        }.items():
+        by_level = {k: [view[k] for view in self.views.values() if k in view] for k in LEVELS}
+        chosen_by_name = {"agreement": [a for group in by_level.values() for a in group]}
+        chosen_by_name |= {f"agreement_{level}": group for level, group in by_level.items()}
+        for name, chosen in chosen_by_name.items():
             count = sum(a.num_proposals for a in chosen)
             if count:
                 figures[name] = sum((a.matched or 0.0) * a.num_proposals for a in chosen) / count
-        return figures, {"views": {n: {k: asdict(a) for k, a in v.items()} for n, v in self.views.items()}}
+        return figures, {"views": {n: {k: a._asdict() for k, a in v.items()} for n, v in self.views.items()}}

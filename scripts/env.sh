@@ -1,0 +1,73 @@
+# Sourced by scripts/demo, scripts/test and .ci/run: an environment of the project's own, made on first use.
+# VIRTUAL_ENV (an activated environment) wins over VENV (default: .venv); PYTHON names the interpreter to make it with.
+
+PROJECT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+supported() {
+    "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' 2>/dev/null
+}
+
+choose_python() { # prints an interpreter that nerfstudio's dependencies have wheels for
+    local candidate
+    if [ -n "${PYTHON:-}" ]; then
+        supported "$PYTHON" && echo "$PYTHON" && return
+        echo "error: PYTHON=$PYTHON is not a Python from 3.10 to 3.13" >&2
+        return 1
+    fi
+    for candidate in python3.12 python3.11 python3.10 python3.13 python3; do
+        if command -v "$candidate" >/dev/null && supported "$candidate"; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "error: no Python from 3.10 to 3.13 found: install one, or name one with PYTHON=/path/to/python" >&2
+    return 1
+}
+
+use_environment() { # sets BIN to the bin folder of the environment
+    local folder=${VIRTUAL_ENV:-${VENV:-$PROJECT/.venv}} python
+    if [ ! -x "$folder/bin/python" ]; then
+        python=$(choose_python)
+        echo "making $folder with $("$python" --version)"
+        if command -v uv >/dev/null; then
+            uv venv --quiet --python "$python" "$folder"
+        elif ! "$python" -m venv "$folder"; then
+            echo "error: $python cannot make environments: install its venv package (e.g. apt install python3-venv)" >&2
+            return 1
+        fi
+    fi
+    BIN=$folder/bin
+    if ! supported "$BIN/python"; then
+        echo "error: $folder has $("$BIN/python" --version); Python 3.10 to 3.13 is needed" >&2
+        return 1
+    fi
+    # uv needs no telling where it is; pip builds fpsample and pyliblzfse from source where there is no wheel.
+    export VIRTUAL_ENV=$folder PATH="$BIN:$PATH"
+}
+
+source_state() { # changes when an installation would
+    local path
+    cd "$PROJECT" && find pyproject.toml README.md maskfield_ns -type f ! -path '*/__pycache__/*' -print0 |
+        LC_ALL=C sort -z | while IFS= read -r -d '' path; do
+            printf '%s\n' "$path"
+            cat "$path"
+        done | cksum
+}
+
+install_project() { # install_project STAMP REQUIREMENT...: unless done before with the same sources
+    local stamp=$VIRTUAL_ENV/.maskfield-$1 state
+    shift
+    state="$* $(source_state)"
+    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ]; then
+        return
+    fi
+    echo "installing into $VIRTUAL_ENV: the first time this fetches torch and nerfstudio, several GB"
+    if command -v uv >/dev/null; then
+        uv pip install --python "$BIN/python" "$@"
+    else
+        "$BIN/python" -m pip install "$@"
+    fi
+    # The stamp of the other kind of installation no longer tells the truth.
+    rm -f "$VIRTUAL_ENV"/.maskfield-*
+    printf '%s' "$state" >"$stamp"
+}

@@ -1,0 +1,101 @@
+"""Small runs for tests: the packaged demo capture made smaller, and maskfield-lite trained on it in this process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from maskfield_ns.commands.extract import method_config
+from maskfield_ns.foundation.config import ProposerConfig, RegionsConfig, TinySamConfig
+from maskfield_ns.foundation.tiny import packaged_weights
+
+DEMO_CAPTURE = Path(packaged_weights("tiny_clip")).parent / "demo_capture"
+
+
+def make_small_demo(folder: Path, frames: int = 14, held_out: tuple[int, ...] = (3, 8, 12), scale: float = 0.5) -> Path:
+    """The demo capture with fewer and smaller pictures and labels."""
+    meta = json.loads((DEMO_CAPTURE / "transforms.json").read_text(encoding="utf-8"))
+    step = len(meta["frames"]) / frames
+    meta["frames"] = [meta["frames"][int(i * step)] for i in range(frames)]
+    names = [frame["file_path"] for frame in meta["frames"]]
+    test = [names[i] for i in held_out]
+    meta["train_filenames"] = [name for name in names if name not in test]
+    meta["val_filenames"] = meta["test_filenames"] = test
+    meta["w"], meta["h"] = size = round(meta["w"] * scale), round(meta["h"] * scale)
+    for key in ("fl_x", "fl_y", "cx", "cy"):
+        meta[key] *= scale
+    meta.pop("ply_file_path", None)
+    for name in names:
+        label = Path("gt/instance") / (Path(name).stem + ".png")
+        for path, resampling in ((name, Image.Resampling.BOX), (label, Image.Resampling.NEAREST)):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(DEMO_CAPTURE / path) as picture:
+                picture.resize(size, resampling).save(folder / path)
+    shutil.copyfile(DEMO_CAPTURE / "gt" / "labels.json", folder / "gt" / "labels.json")
+    (folder / "transforms.json").write_text(json.dumps(meta), encoding="utf-8")
+    return folder
+
+
+def small_config(capture: Path, output: Path, timestamp: str, colour_steps: int, mask_steps: int) -> Any:
+    """maskfield-lite with a schedule for tests, one checkpoint at the end, no viewer."""
+    config = method_config("maskfield-lite")
+    config.data, config.output_dir, config.experiment_name, config.timestamp = capture, output, "test", timestamp
+    config.vis = "tensorboard"
+    config.max_num_iterations = colour_steps + mask_steps
+    config.steps_per_save = 10**9
+    config.pipeline.datamanager.mask_start = colour_steps
+    config.pipeline.datamanager.mask_max_side = 24
+    config.pipeline.datamanager.proposer = offline_proposer()
+    for group, (start, end) in {
+        "proposal_networks": (0, colour_steps),
+        "fields": (0, colour_steps),
+        "mask_field": (colour_steps, colour_steps + mask_steps),
+        "queries": (colour_steps, colour_steps + mask_steps),
+    }.items():
+        scheduler = config.optimizers[group]["scheduler"]
+        scheduler.warmup_steps, scheduler.max_steps = start, end
+    return config
+
+
+def offline_proposer() -> ProposerConfig:
+    """The embedded SAM with few prompts; graph-based regions where its weights are not in the package yet."""
+    if (DEMO_CAPTURE.parent / "tiny_sam.safetensors").is_file():
+        return TinySamConfig(points_per_side=10)
+    return RegionsConfig()
+
+
+def train(config: Any) -> Path:
+    """What ns-train does with a config; returns the path of config.yml."""
+    from nerfstudio.scripts.train import main
+
+    main(config)
+    return Path(config.get_base_dir()) / "config.yml"
+
+
+class OpenedFiles:
+    """Every file that Python opens while recording is on, in any thread (an audit hook; it cannot be removed)."""
+
+    def __init__(self) -> None:
+        self._paths: list[str] | None = None
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, arguments: tuple) -> None:
+        if event == "open" and self._paths is not None and isinstance(arguments[0], (str, bytes)):
+            path = arguments[0]
+            self._paths.append(path if isinstance(path, str) else path.decode(errors="replace"))
+
+    @contextmanager
+    def record(self) -> Iterator[list[str]]:
+        """The list fills while the context lasts."""
+        self._paths = paths = []
+        try:
+            yield paths
+        finally:
+            self._paths = None
