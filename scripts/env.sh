@@ -41,7 +41,6 @@ use_environment() { # sets BIN to the bin folder of the environment
         echo "error: $folder has $("$BIN/python" --version); Python 3.10 to 3.13 is needed" >&2
         return 1
     fi
-    # uv needs no telling where it is; pip builds fpsample and pyliblzfse from source where there is no wheel.
     export VIRTUAL_ENV=$folder PATH="$BIN:$PATH"
 }
 
@@ -62,8 +61,12 @@ install_project() { # install_project STAMP REQUIREMENT...: unless done before w
         return
     fi
     echo "installing into $VIRTUAL_ENV: the first time this fetches torch and nerfstudio, several GB"
+    if ! command -v cc >/dev/null; then
+        echo "note: no C compiler found; one of nerfstudio's dependencies is built from source (e.g. apt install gcc)"
+    fi
     if command -v uv >/dev/null; then
-        uv pip install --python "$BIN/python" "$@"
+        # uv would keep an earlier build of this folder as long as pyproject.toml is the same.
+        uv pip install --python "$BIN/python" --reinstall-package maskfield-ns "$@"
     else
         "$BIN/python" -m pip install "$@"
     fi

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tiny_data import Picture, PictureSet, jitter_colours, same_colour_region
-from tiny_phrases import GENERIC, Phrase, phrase_for, random_phrase, truth, vocabulary_texts
 from tiny_optimisers import build_optimisers, set_rate
+from tiny_phrases import GENERIC, Phrase, phrase_for, random_phrase, truth, vocabulary_texts
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 

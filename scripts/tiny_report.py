@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from tiny_data import Picture, PictureSet
 
 from maskfield_ns.evaluation.metrics import pairwise_iou
@@ -18,8 +17,8 @@ SURROUNDINGS = {"floor", "table", "wall"}
 MIN_SHARE = 0.002
 """Objects covering less of the picture (about 10 x 10 pixels of 256 x 192) are not counted."""
 CLASS_PHRASES = (
-    "duck", "teddy bear", "soccer ball", "mug", "toy brick", "tray", "cube", "robot", "toy car", "ball", "bunny", "ring",
-    "cylinder", "cone", "bottle", "bowl", "table", "floor",
+    "duck", "teddy bear", "soccer ball", "mug", "toy brick", "tray", "cube", "robot", "toy car", "ball", "bunny",
+    "ring", "cylinder", "cone", "bottle", "bowl", "table", "floor",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Training of the embedded SAM on rendered pictures: one click, three masks (sub-part, part, whole) with exact targets."""
+"""Training of the embedded SAM on rendered pictures: one click, three masks (sub-part, part, whole), exact targets."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def sample_batch(data: PictureSet, cfg: SamTrainingConfig, rng: np.random.Genera
 
     Returns:
         image [B, 3, S, S] (0..255), points [B, P, 2] in input pixels, masks [B, P, 3, L, L] in {0, 1},
-        valid [B, L, L] (False on padding), padding [B, S, S], token_ids [B, T] instance of each encoder token (-1 on padding).
+        valid [B, L, L] (False on padding), padding [B, S, S], token_ids [B, T] instance of
+        each encoder token (-1 on padding).
     """
     b, p = cfg.images_per_step, cfg.prompts_per_image
     images = np.zeros((b, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from maskfield_ns.commands.extract import method_config
-from maskfield_ns.foundation.config import ProposerConfig, RegionsConfig, TinySamConfig
+from maskfield_ns.foundation.config import MergedConfig, ProposerConfig, RegionsConfig, TinySamConfig
 from maskfield_ns.foundation.tiny import packaged_weights
 
 DEMO_CAPTURE = Path(packaged_weights("tiny_clip")).parent / "demo_capture"
@@ -51,7 +51,8 @@ def small_config(capture: Path, output: Path, timestamp: str, colour_steps: int,
     config.max_num_iterations = colour_steps + mask_steps
     config.steps_per_save = 10**9
     config.pipeline.datamanager.mask_start = colour_steps
-    config.pipeline.datamanager.mask_max_side = 24
+    config.pipeline.datamanager.mask_max_side = 32
+    config.pipeline.model.cell_resolution = 48  # coarse rays of few views must meet in a cell
     config.pipeline.datamanager.proposer = offline_proposer()
     for group, (start, end) in {
         "proposal_networks": (0, colour_steps),
@@ -65,9 +66,9 @@ def small_config(capture: Path, output: Path, timestamp: str, colour_steps: int,
 
 
 def offline_proposer() -> ProposerConfig:
-    """The embedded SAM with few prompts; graph-based regions where its weights are not in the package yet."""
+    """The embedded SAM with few prompts, and graph-based regions, which need nothing but pixels."""
     if (DEMO_CAPTURE.parent / "tiny_sam.safetensors").is_file():
-        return TinySamConfig(points_per_side=10)
+        return MergedConfig(sam=TinySamConfig(points_per_side=8))
     return RegionsConfig()
 
 

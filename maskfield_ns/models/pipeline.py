@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
+from maskfield_ns.data.datamanager import MaskfieldDataManager
 from maskfield_ns.evaluation.labels import LabelledCapture
 from maskfield_ns.evaluation.metrics import Agreement, matched_mean_iou
 from maskfield_ns.evaluation.report import SegmentationReport
 from maskfield_ns.foundation.protocols import LEVELS
 from maskfield_ns.models.mask_outputs import ActiveQuery, Outputs, answer_view, ask
+from maskfield_ns.models.maskfield import MaskfieldModel
 from maskfield_ns.queries.decision import DecisionRule
 from maskfield_ns.queries.head import QueryHead
 
@@ -37,7 +39,8 @@ class MaskfieldPipeline(VanillaPipeline):
         """A colour step, or from the datamanager's ``mask_start`` on a mask step."""
         ray_bundle, batch = self.datamanager.next_train(step)
         if "mask_view" in batch:
-            return self.model.mask_step(int(batch["mask_view"]), self.datamanager.mask_view_rays)
+            model, datamanager = cast(MaskfieldModel, self.model), cast(MaskfieldDataManager, self.datamanager)
+            return model.mask_step(int(batch["mask_view"]), datamanager.mask_view_rays)
         outputs = self._model(ray_bundle)
         metrics = self.model.get_metrics_dict(outputs, batch)
         return outputs, self.model.get_loss_dict(outputs, batch, metrics), metrics
@@ -50,6 +53,7 @@ class MaskfieldPipeline(VanillaPipeline):
         A labelled capture (``gt/`` beside the images) is scored against its labels. Labels are read here and nowhere
         else. Without labels the figure is agreement: masks proposed on held-out views against rendered masks.
         """
+        assert self.datamanager.train_dataset is not None
         metadata = self.datamanager.train_dataset.metadata
         labels = LabelledCapture.load(metadata["capture_dir"])
         evaluator: Evaluator
@@ -65,7 +69,7 @@ class MaskfieldPipeline(VanillaPipeline):
             return original(outputs, batch)
 
         # The views are rendered once, inside nerfstudio's loop: scoring listens in on it.
-        self.model.get_image_metrics_and_images = scored
+        self.model.get_image_metrics_and_images = scored  # pyright: ignore[reportAttributeAccessIssue]
         try:
             metrics = super().get_average_eval_image_metrics(step, output_path, get_std)
         finally:

@@ -49,7 +49,7 @@ class CompactTokenizer:
         from open_clip.tokenizer import SimpleTokenizer
 
         bpe = SimpleTokenizer()
-        return sorted({i for text in texts for i in bpe.encode(bpe.clean_fn(text))})
+        return sorted({int(i) for text in texts for i in bpe.encode(bpe.clean_fn(text)) if i is not None})
 
     def encode(self, text: str) -> list[int]:
         """Rows of one text without start and end."""

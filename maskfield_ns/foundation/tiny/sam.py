@@ -30,7 +30,7 @@ def build_tiny_sam() -> Sam:
             img_size=IMAGE_SIZE,
             patch_size=PATCH_SIZE,
             mlp_ratio=3.0,
-            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),  # pyright: ignore[reportArgumentType]
             out_chans=DECODER_DIM,
             **ENCODER,
         ),

@@ -1,0 +1,298 @@
+"""The main job in one process: cache, train, resume, open, query, evaluate, render, on a small copy of the demo capture."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from runs import OpenedFiles, make_small_demo, small_config, train
+
+from maskfield_ns import cli
+from maskfield_ns.cache.store import MaskCache
+from maskfield_ns.errors import CheckpointError
+from maskfield_ns.scene import Scene
+
+pytestmark = pytest.mark.slow
+
+COLOUR_STEPS, MASK_STEPS, MORE_STEPS = 300, 50, 20
+PHRASES = ("wooden table", "green mug")
+
+
+@dataclass
+class Job:
+    """What one training, interrupted and resumed, has left behind."""
+
+    capture: Path
+    first: Path
+    """config.yml of the training that was interrupted."""
+    resumed: Path
+    """config.yml of the training that went on from it."""
+    opened: list[str]
+    """Files opened while the cache was built and the runs were trained."""
+    recorder: OpenedFiles
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+    folder = tmp_path_factory.mktemp("end_to_end")
+    capture, recorder = make_small_demo(folder / "capture"), OpenedFiles()
+    with recorder.record() as opened:
+        config = small_config(capture, folder / "runs", "first", COLOUR_STEPS, MASK_STEPS)
+        config.pipeline.model.phrases = PHRASES
+        first = train(config)
+        config = small_config(capture, folder / "runs", "resumed", COLOUR_STEPS, MASK_STEPS)
+        config.pipeline.model.phrases = PHRASES
+        config.load_dir = first.parent / "nerfstudio_models"
+        config.max_num_iterations = MORE_STEPS  # nerfstudio counts the steps of a resumed training from its start
+        resumed = train(config)
+    assert MaskCache  # the cache was readable until here; from now on the runs stand on their own
+    shutil.rmtree(capture / "maskfield_cache")
+    yield Job(capture, first, resumed, opened, recorder)
+
+
+@pytest.fixture(scope="module")
+def scene(job: Job) -> Scene:
+    return Scene.load(job.resumed)
+
+
+def checkpoint(config: Path) -> dict[str, Any]:
+    (path,) = (config.parent / "nerfstudio_models").glob("*.ckpt")
+    return torch.load(path, map_location="cpu")
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_written_and_resuming_counts_on(job: Job) -> None:
+    last = COLOUR_STEPS + MASK_STEPS - 1
+    assert [p.name for p in (job.first.parent / "nerfstudio_models").iterdir()] == [f"step-{last:09d}.ckpt"]
+    assert [p.name for p in (job.resumed.parent / "nerfstudio_models").iterdir()] == [
+        f"step-{last + MORE_STEPS:09d}.ckpt"
+    ]
+    assert checkpoint(job.resumed)["step"] == last + MORE_STEPS
+
+
+def test_resuming_moves_masks_and_nothing_else(job: Job) -> None:
+    before, after = checkpoint(job.first)["pipeline"], checkpoint(job.resumed)["pipeline"]
+    assert set(before) == set(after)
+    changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"mask_field", "query_head"}, "the mask stage must leave the radiance field alone"
+    for name in ("support", "levels", "schema_version"):
+        assert torch.equal(before[f"_model.query_head.{name}"], after[f"_model.query_head.{name}"])
+
+
+def test_things_were_found_in_the_views(job: Job) -> None:
+    support = checkpoint(job.first)["pipeline"]["_model.query_head.support"]
+    assert (support >= 3).sum() >= 3
+    assert support.max() <= 11, "no thing can be found in more views than there are"
+
+
+def test_checkpoints_hold_neither_targets_nor_foundation_models(job: Job) -> None:
+    names = checkpoint(job.first)["pipeline"]
+    parts = {name.split(".")[1] for name in names if name.startswith("_model.")}
+    assert parts <= {
+        "field",
+        "proposal_networks",
+        "mask_field",
+        "query_head",
+        "camera_optimizer",
+        "device_indicator_param",
+    }
+    assert not [name for name in names if not name.startswith("_model.") and "datamanager" not in name]
+
+
+def test_labels_are_never_opened_before_evaluation(job: Job) -> None:
+    assert any("frame_" in path for path in job.opened), "the recorder saw nothing"
+    assert not [path for path in job.opened if "/gt/" in path]
+
+
+# --- a run without its cache ------------------------------------------------------------------------------------------
+
+
+def test_eval_setup_opens_the_run(job: Job) -> None:
+    from nerfstudio.utils.eval_utils import eval_setup
+
+    assert not (job.capture / "maskfield_cache").exists()
+    _, pipeline, path, step = eval_setup(job.resumed, test_mode="test")
+    assert step == COLOUR_STEPS + MASK_STEPS + MORE_STEPS - 1
+    assert path.is_file()
+    assert not pipeline.training
+    assert not (job.capture / "maskfield_cache").exists(), "opening a run must not rebuild the cache"
+    stored = checkpoint(job.resumed)["pipeline"]
+    for name, tensor in pipeline.model.query_head.state_dict().items():
+        assert torch.equal(tensor, stored[f"_model.query_head.{name}"])
+
+
+def test_scene_answers(job: Job, scene: Scene) -> None:
+    with job.recorder.record() as opened:
+        answers = {a.phrase: a for a in scene.query(["floor", "table", "green mug", "elephant"])}
+        cameras = scene.cameras("test", scale=0.5)
+        view = scene.render(cameras[0], list(answers.values()))
+    assert not [path for path in opened if "/gt/" in path]
+    assert [camera.name for camera in cameras] == json.loads((job.capture / "transforms.json").read_text())[
+        "test_filenames"
+    ]
+    assert all(0 <= a.score <= 1 and a.found == bool(a.queries) for a in answers.values())
+    present = max(answers["floor"].score, answers["table"].score)
+    assert present > answers["elephant"].score
+    assert answers["floor"].found or answers["table"].found
+    assert view.rgb.shape == (60, 80, 3) and view.rgb.dtype == np.uint8
+    assert view.depth.shape == view.class_map.shape == (60, 80)
+    assert np.isfinite(view.depth).all()
+    assert set(view.masks) == set(view.relevancy) == set(answers)
+    for phrase, answer in answers.items():
+        assert view.masks[phrase].shape == (60, 80) and view.masks[phrase].dtype == bool
+        assert view.relevancy[phrase].min() >= 0 and view.relevancy[phrase].max() <= 1
+        assert answer.found or not view.masks[phrase].any()
+    assert set(np.unique(view.class_map)) <= {-1} | {i for i, a in enumerate(answers.values()) if a.found}
+
+
+def test_negatives_matter(scene: Scene) -> None:
+    (usual,) = scene.query("table")
+    (against_itself,) = scene.query("table", negatives=["table"])
+    assert usual.negatives == ("object", "things", "stuff", "texture")
+    assert against_itself.score == pytest.approx(0.5, abs=1e-5)
+
+
+def test_a_moved_run_opens_from_any_folder(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = tmp_path / "moved run"
+    shutil.copytree(job.resumed.parent, moved)
+    monkeypatch.chdir(tmp_path)
+    scene = Scene.load("moved run")
+    assert scene.step == COLOUR_STEPS + MASK_STEPS + MORE_STEPS - 1
+
+
+def test_query_command(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["--text", "wooden table", "--text", "rotes Fahrrad 🚲", "--max-views", "2", "--scale", "0.5"]
+    command = ["maskfield", "query", "--load-config", str(job.resumed), "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", command + arguments)
+    with job.recorder.record() as opened:
+        cli.entrypoint()
+    assert not [path for path in opened if "/gt/" in path]
+    result = json.loads((tmp_path / "out" / "answers.json").read_text(encoding="utf-8"))
+    assert [a["phrase"] for a in result["answers"]] == ["wooden table", "rotes Fahrrad 🚲"]
+    assert len(result["views"]) == 2
+    for view in result["views"]:
+        for figures in view["phrases"].values():
+            for name in figures["files"]:
+                with Image.open(tmp_path / "out" / name) as picture:
+                    assert picture.size == (80, 60)
+    assert (tmp_path / "out" / "contact_sheet.png").is_file()
+    out = capsys.readouterr().out
+    assert '"wooden table": ' in out
+    assert "contact_sheet.png" in out
+
+
+# --- nerfstudio's own commands ----------------------------------------------------------------------------------------
+
+
+def test_ns_eval_writes_figures_without_nan(job: Job, tmp_path: Path) -> None:
+    from nerfstudio.scripts.eval import ComputePSNR
+
+    with job.recorder.record() as opened:
+        ComputePSNR(job.resumed, tmp_path / "metrics.json", tmp_path / "pictures").main()
+    assert [path for path in opened if "/gt/" in path], "evaluation reads the labels, and the recorder sees it"
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    text = (tmp_path / "metrics.json").read_text()
+    results = json.loads(text, parse_constant=refuse)["results"]
+    assert results["psnr"] > 12
+    for name in ("ssim", "query_miou", "class_miou", "localisation_accuracy", "pixel_accuracy"):
+        assert 0 <= results[name] <= 1, name
+    assert all(math.isfinite(value) for value in results.values())
+    assert results["num_pairs"] > 0
+    details = json.loads((tmp_path / "pictures" / "segmentation.json").read_text(), parse_constant=refuse)
+    assert len(details["views"]) == 3
+    written = {path.name.removeprefix("eval_").rsplit("_", 1)[0] for path in (tmp_path / "pictures").glob("*.png")}
+    assert {"mask_features", "mask_instances", "class_map", "relevancy_0", "composited_1"} <= written
+
+
+def test_ns_eval_without_labels_measures_agreement(job: Job, tmp_path: Path) -> None:
+    from nerfstudio.scripts.eval import ComputePSNR
+
+    (job.capture / "gt").rename(tmp_path / "gt")
+    try:
+        ComputePSNR(job.resumed, tmp_path / "metrics.json").main()
+    finally:
+        (tmp_path / "gt").rename(job.capture / "gt")
+    results = json.loads((tmp_path / "metrics.json").read_text())["results"]
+    assert 0 < results["agreement"] <= 1
+    assert "query_miou" not in results
+
+
+def test_ns_render_dataset(job: Job, tmp_path: Path) -> None:
+    from nerfstudio.scripts.render import DatasetRender
+
+    names = ["rgb", "mask_features", "class_map", "relevancy_0"]
+    DatasetRender(load_config=job.resumed, output_path=tmp_path, rendered_output_names=names, image_format="png").main()
+    for name in names:
+        pictures = sorted((tmp_path / "test" / name).rglob("*.png"))
+        assert len(pictures) == 3
+        with Image.open(pictures[0]) as picture:
+            assert picture.size == (160, 120)
+    with Image.open(pictures[0].parents[1] / "rgb" / pictures[0].name) as picture:
+        assert np.asarray(picture.convert("RGB")).std() > 5
+
+
+# --- checkpoints that do not fit --------------------------------------------------------------------------------------
+
+
+def damaged(job: Job, folder: Path, damage: Any) -> Path:
+    """A copy of the run whose checkpoint has been through ``damage``."""
+    shutil.copytree(job.resumed.parent, folder)
+    (path,) = (folder / "nerfstudio_models").glob("*.ckpt")
+    state = torch.load(path, map_location="cpu")
+    damage(state["pipeline"])
+    torch.save(state, path)
+    return folder / "config.yml"
+
+
+def drop(prefix: str) -> Any:
+    def damage(state: dict[str, Any]) -> None:
+        for name in [name for name in state if name.startswith(prefix)]:
+            del state[name]
+
+    return damage
+
+
+def test_checkpoint_of_another_schema(job: Job, tmp_path: Path) -> None:
+    def damage(state: dict[str, Any]) -> None:
+        state["_model.query_head.schema_version"] += 1
+
+    with pytest.raises(CheckpointError, match="layout"):
+        Scene.load(damaged(job, tmp_path / "run", damage))
+
+
+@pytest.mark.parametrize("part", ["mask_field.", "field.", "query_head.mask_table"])
+def test_checkpoint_without_some_weights_is_refused(job: Job, tmp_path: Path, part: str) -> None:
+    """nerfstudio itself would go on with random numbers in their place."""
+    with pytest.raises(CheckpointError, match="lacks"):
+        Scene.load(damaged(job, tmp_path / "run", drop(f"_model.{part}")))
+
+
+def test_resuming_with_another_embedder_is_refused(job: Job) -> None:
+    from maskfield_ns.models.maskfield import MaskfieldModel
+
+    config = yaml.load(job.resumed.read_text(), Loader=yaml.Loader)
+    state = {k.removeprefix("_model."): v for k, v in checkpoint(job.resumed)["pipeline"].items() if "_model." in k}
+    scene = Scene.load(job.resumed)
+    model: MaskfieldModel = scene.model
+    model._metadata = dict(model._metadata, embedding_dim=512)
+    assert config.method_name == "maskfield-lite"
+    with pytest.raises(CheckpointError, match="512"):
+        model.load_state_dict(state)
