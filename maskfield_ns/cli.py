@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from dataclasses import dataclass
@@ -98,10 +99,19 @@ def entrypoint() -> None:
 
 
 def write_json(path: Path, data: object) -> None:
-    """Writes JSON so that a reader never sees half a file."""
+    """Writes JSON so that a reader never sees half a file.
+
+    Raises:
+        MaskfieldError: the file cannot be written.
+    """
     temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise MaskfieldError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from nerfstudio.plugins.types import MethodSpecification
 from maskfield_ns import compat
 from maskfield_ns.data.datamanager import MaskfieldDataManagerConfig
 from maskfield_ns.fields.mask_field import MaskFieldConfig
-from maskfield_ns.foundation.config import OpenClipConfig, SamConfig, TinyClipConfig, TinySamConfig
+from maskfield_ns.foundation.config import MergedConfig, OpenClipConfig, SamConfig, TinyClipConfig
 from maskfield_ns.models.mask_stage import MaskStageConfig
 from maskfield_ns.models.maskfield import MaskfieldModelConfig
 from maskfield_ns.models.pipeline import MaskfieldPipelineConfig
@@ -87,8 +87,8 @@ maskfield = MethodSpecification(
 maskfield_lite = MethodSpecification(
     config=TrainerConfig(
         method_name="maskfield-lite",
-        max_num_iterations=1500,
-        steps_per_save=1500,
+        max_num_iterations=1700,
+        steps_per_save=850,
         steps_per_eval_batch=_NEVER,
         steps_per_eval_image=_NEVER,
         steps_per_eval_all_images=_NEVER,
@@ -101,7 +101,7 @@ maskfield_lite = MethodSpecification(
                 dataparser=NerfstudioDataParserConfig(),
                 train_num_rays_per_batch=512,
                 eval_num_rays_per_batch=512,
-                proposer=TinySamConfig(),
+                proposer=MergedConfig(),
                 embedder=TinyClipConfig(),
                 mask_start=1100,
                 mask_max_side=80,
@@ -140,8 +140,8 @@ maskfield_lite = MethodSpecification(
             "proposal_networks": _adam(2e-2, 2e-3, 1100),
             "fields": _adam(2e-2, 2e-3, 1100),
             "camera_opt": _adam(1e-3, 1e-4, 1100),
-            "mask_field": _adam(1e-2, 1e-3, 1500, start=1100),
-            "queries": _adam(1e-2, 1e-3, 1500, start=1100),
+            "mask_field": _adam(1e-2, 1e-3, 1700, start=1100),
+            "queries": _adam(1e-2, 1e-3, 1700, start=1100),
         },
     ),
     description="Open-vocabulary 3D segmentation on a small nerfacto with embedded SAM and CLIP. For a CPU, offline.",

@@ -10,7 +10,7 @@ if answer.found:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -104,7 +104,8 @@ class Scene:
         except MaskfieldError:
             raise
         except Exception as error:  # a foreign or damaged file makes yaml, pickle and torch raise anything
-            raise CheckpointError(f"cannot open {config_path}: {type(error).__name__}: {error}") from error
+            reason = str(error).partition("\n")[0]  # torch goes on with advice that would be unsafe to follow
+            raise CheckpointError(f"cannot open {config_path}: {type(error).__name__}: {reason}") from error
         if not hasattr(pipeline.model, "query_head"):
             raise CheckpointError(f"{config_path} is a run of another method: it has no mask field to query")
         return cls(pipeline, config_path, step)
@@ -168,7 +169,6 @@ class Scene:
         Mask features are rendered once however many answers there are.
         """
         from maskfield_ns.models.mask_outputs import answer_view, ask
-        from maskfield_ns.queries import decision
 
         view = camera.camera if isinstance(camera, NamedCamera) else camera
         model = self.model
@@ -184,22 +184,12 @@ class Scene:
             negatives = model.text(answers[0].negatives)
             active = ask(model.query_head, phrases, model.text(phrases), negatives, model.config.decision)
             found = [i for i, a in enumerate(answers) if a.found]
-            rule = replace(model.config.decision)
-            result = answer_view(outputs.features, model.query_head, active, None, rule)
+            result = answer_view(
+                outputs.features, model.query_head, active, active.classes[found], model.config.decision, 0.5
+            )
             masks = dict(zip(phrases, result.masks, strict=True))
             heat = dict(zip(phrases, result.relevancy, strict=True))
-            if found:
-                probabilities = model.query_head.probabilities(outputs.features).detach()
-                votes = decision.class_scores(
-                    probabilities,
-                    model.query_head.embeddings.detach(),
-                    model.query_head.valid(rule.min_support),
-                    active.classes[found],
-                    active.negatives,
-                    rule,
-                )
-                best = decision.class_map(votes, minimum=0.5).cpu().numpy()
-                class_map = np.where(best >= 0, np.array(found)[np.maximum(best, 0)], -1)
+            class_map = np.array([*found, -1])[result.classes]  # -1 stays -1
         return RenderedView(rgb, depth, masks, heat, class_map)
 
     @property
@@ -215,6 +205,8 @@ def find_config(run: Path) -> Path:
         CheckpointError: there is none, or several.
     """
     if run.is_file():
+        if run.suffix not in (".yml", ".yaml"):
+            raise CheckpointError(f"{run} is no {CONFIG_NAME}: pass the one that ns-train wrote")
         return run
     if not run.exists():
         raise CheckpointError(f"no such run: {run}. Pass the config.yml that ns-train wrote")

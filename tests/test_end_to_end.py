@@ -1,4 +1,4 @@
-"""The main job in one process: cache, train, resume, open, query, evaluate, render, on a small copy of the demo capture."""
+"""The main job in one process, on a small copy of the demo capture: cache, train, resume, query, evaluate, render."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from runs import OpenedFiles, make_small_demo, small_config, train
 
 from maskfield_ns import cli
-from maskfield_ns.cache.store import MaskCache
 from maskfield_ns.errors import CheckpointError
 from maskfield_ns.scene import Scene
 
@@ -56,8 +54,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
         config.load_dir = first.parent / "nerfstudio_models"
         config.max_num_iterations = MORE_STEPS  # nerfstudio counts the steps of a resumed training from its start
         resumed = train(config)
-    assert MaskCache  # the cache was readable until here; from now on the runs stand on their own
-    shutil.rmtree(capture / "maskfield_cache")
+    shutil.rmtree(capture / "maskfield_cache")  # from now on the runs stand on their own
     yield Job(capture, first, resumed, opened, recorder)
 
 
@@ -286,13 +283,56 @@ def test_checkpoint_without_some_weights_is_refused(job: Job, tmp_path: Path, pa
 
 
 def test_resuming_with_another_embedder_is_refused(job: Job) -> None:
-    from maskfield_ns.models.maskfield import MaskfieldModel
-
-    config = yaml.load(job.resumed.read_text(), Loader=yaml.Loader)
     state = {k.removeprefix("_model."): v for k, v in checkpoint(job.resumed)["pipeline"].items() if "_model." in k}
-    scene = Scene.load(job.resumed)
-    model: MaskfieldModel = scene.model
-    model._metadata = dict(model._metadata, embedding_dim=512)
-    assert config.method_name == "maskfield-lite"
-    with pytest.raises(CheckpointError, match="512"):
+    model = Scene.load(job.resumed).model
+    model._metadata = dict(model._metadata, embedding_dim=512)  # what the datamanager says of the cache in training
+    with pytest.raises(CheckpointError, match=r"128.*512"):
         model.load_state_dict(state)
+
+
+# --- details that only show with a radiance field ---------------------------------------------------------------------
+
+
+def test_mask_rays_follow_corrected_camera_poses(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With camera optimisation the radiance field fits the corrected poses, so masks must be seen from there too."""
+    from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
+
+    model, camera = scene.model, scene.cameras("train", scale=0.1)[0].camera
+    shift = torch.tensor([0.02, -0.03, 0.01])
+
+    def rays(view: int) -> Any:
+        return camera.generate_rays(camera_indices=0).flatten()
+
+    def shifted_rays(view: int) -> Any:
+        bundle = rays(view)
+        bundle.origins = bundle.origins + shift
+        return bundle
+
+    monkeypatch.setattr(model, "_samples", {})
+    plain, expected = model._view_samples(0, rays), model._view_samples(1, shifted_rays)
+    optimizer = CameraOptimizerConfig(mode="SO3xR3").setup(num_cameras=1, device="cpu")
+    with torch.no_grad():
+        optimizer.pose_adjustment[0, :3] = shift
+    monkeypatch.setattr(model, "camera_optimizer", optimizer)
+    corrected = model._view_samples(2, rays)
+    torch.testing.assert_close(corrected.positions, expected.positions)
+    assert not torch.allclose(corrected.positions, plain.positions)
+
+
+def test_features_are_rendered_by_the_heaviest_samples(scene: Scene) -> None:
+    """The features of a picture, against all samples of its rays blended by hand."""
+    from maskfield_ns.fields.mask_field import unit_cube_positions
+
+    model = scene.model
+    camera = scene.cameras("test", scale=0.1)[0].camera
+    outputs = model.get_outputs_for_camera(camera)
+    bundle = model.collider(camera.generate_rays(camera_indices=0).flatten())
+    with torch.no_grad():
+        samples, weights, _ = model._sample(bundle)
+        cube = unit_cube_positions(samples.frustums.get_positions(), model.scene_box.aabb, contract=True)
+        values = model.mask_field(cube)
+    for ray in range(0, len(bundle), 7):
+        order = sorted(range(weights.shape[1]), key=lambda s: -weights[ray, s, 0].item())
+        heaviest = order[: model.config.samples_per_ray]
+        expected = sum(weights[ray, s, 0] * values[ray, s] for s in heaviest)
+        torch.testing.assert_close(outputs.features.flatten(0, 1)[ray], expected, atol=1e-4, rtol=1e-4)

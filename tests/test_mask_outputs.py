@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskfield_ns.models.mask_outputs import ActiveQuery, answer_view, ask, feature_colours, mask_pictures, palette
+from maskfield_ns.models import mask_outputs
+from maskfield_ns.models.mask_outputs import (
+    ActiveQuery,
+    answer_view,
+    ask,
+    feature_colours,
+    mask_pictures,
+    palette,
+    query_masks,
+)
 from maskfield_ns.queries.decision import DecisionRule
 from maskfield_ns.queries.head import QueryHead
 
@@ -201,3 +210,32 @@ def test_asking_does_not_keep_a_graph(head: QueryHead) -> None:
     active = ask(head, ["a"], phrase(2), NEGATIVES, RULE)
     assert isinstance(active, ActiveQuery)
     assert not active.scores.requires_grad
+
+
+@pytest.mark.parametrize("pixels", [1, WIDTH, 2 * WIDTH + 3])
+def test_large_views_are_answered_in_parts(table_head: QueryHead, pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    active = ask(table_head, ["left", "right"], torch.cat([phrase(2), phrase(3)]), NEGATIVES, RULE)
+    features, rgb = halves(table_head, 8, 9), some_rgb()
+    features[1] = torch.randn(WIDTH, table_head.channels, generator=torch.Generator().manual_seed(0))
+    queries = torch.tensor([8, 0])
+
+    def answers() -> tuple:
+        answer = answer_view(features, table_head, active, phrase(2), RULE, 0.5)
+        arrays = (answer.masks, answer.relevancy, answer.classes, query_masks(features, table_head, queries))
+        return mask_pictures(features, rgb, table_head, active, RULE), arrays
+
+    pictures, arrays = answers()
+    assert arrays[3].shape == (2, HEIGHT, WIDTH) and arrays[3][0, 0].sum() == WIDTH // 2
+    monkeypatch.setattr(mask_outputs, "_CHUNK_PIXELS", pixels)
+    pictures_in_parts, arrays_in_parts = answers()
+    torch.testing.assert_close(pictures_in_parts, pictures)
+    for part, whole in zip(arrays_in_parts, arrays, strict=True):
+        np.testing.assert_allclose(part, whole, atol=1e-6)
+
+
+def test_classes_need_a_minimum(table_head: QueryHead) -> None:
+    active = ask(table_head, ["left"], phrase(2), NEGATIVES, RULE)
+    features = halves(table_head, 8, 9)
+    assert (answer_view(features, table_head, active, phrase(2), RULE).classes == 0).all()
+    strict = answer_view(features, table_head, active, phrase(2), RULE, 0.5).classes
+    assert (strict[:, : WIDTH // 2] == 0).all() and (strict[:, WIDTH // 2 :] == -1).all()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -200,10 +200,11 @@ def _per_image(
     if resolution is None:
         return [None] * count
     if len(resolution) == 2 and all(isinstance(side, (int, np.integer)) for side in resolution):
-        return [(int(resolution[0]), int(resolution[1]))] * count
+        rows, columns = cast("tuple[int, int]", resolution)
+        return [(int(rows), int(columns))] * count
     if len(resolution) != count:
         raise ValueError(f"{len(resolution)} resolutions for {count} images")
-    return [(int(rows), int(columns)) for rows, columns in resolution]
+    return [(int(rows), int(columns)) for rows, columns in cast("Sequence[tuple[int, int]]", resolution)]
 
 
 def _unique_names(names: Sequence[str | PurePath], count: int) -> list[str]:

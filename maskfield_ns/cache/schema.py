@@ -111,8 +111,11 @@ def make_entry(header: EntryHeader, proposals: MaskProposals, embeddings: Float3
     entry = CacheEntry(
         header,
         pack_masks(proposals.masks),
-        *(np.asarray(getattr(proposals, name), _DTYPES[name]) for name in ("levels", "scores", "stability", "boxes")),
-        np.asarray(embeddings, np.float16),
+        levels=np.asarray(proposals.levels, _DTYPES["levels"]),
+        scores=np.asarray(proposals.scores, _DTYPES["scores"]),
+        stability=np.asarray(proposals.stability, _DTYPES["stability"]),
+        boxes=np.asarray(proposals.boxes, _DTYPES["boxes"]),
+        embeddings=np.asarray(embeddings, _DTYPES["embeddings"]),
     )
     if proposals.masks.shape[1:] != (header.height, header.width):
         raise ValueError(f"masks of {proposals.masks.shape[1:]} pixels for an image of {header.height, header.width}")

@@ -51,7 +51,9 @@ def method_config(name: str) -> Any:
 
     from maskfield_ns import configs
 
-    known = {spec.config.method_name: spec for spec in vars(configs).values() if isinstance(spec, MethodSpecification)}
+    known = {
+        str(spec.config.method_name): spec for spec in vars(configs).values() if isinstance(spec, MethodSpecification)
+    }
     if name not in known:
         raise MaskfieldError(f"there is no method {name!r}; methods with mask fields: {', '.join(sorted(known))}")
     return copy.deepcopy(known[name].config)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskfield_ns.errors import WeightsError
-from maskfield_ns.foundation.config import EmbedderConfig, OpenClipConfig, describe
+from maskfield_ns.foundation.config import OpenClipConfig, TinyClipConfig, describe
 from maskfield_ns.foundation.crops import masked_crops
 from maskfield_ns.foundation.dense import dense_features, pool_features, supports_dense
 from maskfield_ns.foundation.weights import as_local_file
@@ -50,15 +50,15 @@ class ClipEmbedder:
         mean: Sequence[float],
         std: Sequence[float],
         image_size: int,
-        config: EmbedderConfig | None = None,
+        config: OpenClipConfig | TinyClipConfig | None = None,
         identity: Mapping[str, Any] | None = None,
     ) -> None:
-        self.model = model.eval()
+        self.model: Any = model.eval()
         self.tokenizer = tokenizer
         self.mean, self.std, self.image_size = tuple(mean), tuple(std), image_size
         self.config = OpenClipConfig() if config is None else config
         self.identity = {"name": "open-clip"} if identity is None else dict(identity)
-        if self.config.region_mode == "dense" and not supports_dense(model.visual):
+        if self.config.region_mode == "dense" and not supports_dense(self.model.visual):
             raise WeightsError(
                 "region_mode 'dense' needs an OpenCLIP vision transformer (such as ViT-B-16) as image tower, "
                 f"not {type(model.visual).__name__}: use region_mode 'masked_crops' with this model"
@@ -74,9 +74,10 @@ class ClipEmbedder:
     @property
     def dim(self) -> int:
         """C, the size of an embedding."""
-        if self._dim is None:
-            self._dim = self._encode_texts(["object"]).shape[1]
-        return self._dim
+        dim = self._dim
+        if dim is None:
+            dim = self._dim = int(self._encode_texts(["object"]).shape[1])
+        return dim
 
     def fingerprint(self) -> dict[str, Any]:
         """JSON-serialisable description that changes when embeddings would."""

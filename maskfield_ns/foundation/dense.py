@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from open_clip.transformer import VisionTransformer
@@ -46,7 +48,7 @@ def dense_features(visual: VisionTransformer, pixels: Float[Tensor, "B 3 H W"]) 
     if not transformer.batch_first:
         tokens = tokens.transpose(0, 1)
 
-    last = transformer.resblocks[-1]
+    last: Any = transformer.resblocks[-1]
     attention = last.attn
     bias = attention.in_proj_bias
     value = F.linear(

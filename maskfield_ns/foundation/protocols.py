@@ -81,7 +81,7 @@ def mask_boxes(masks: Bool[np.ndarray, "M H W"]) -> Int32[np.ndarray, "M 4"]:
     if len(masks) == 0:
         return np.zeros((0, 4), np.int32)
     _, height, width = masks.shape
-    rows, columns = masks.any(axis=2), masks.any(axis=1)
+    rows, columns = np.any(masks, axis=2), np.any(masks, axis=1)
     boxes = np.stack(
         [
             columns.argmax(1),
@@ -91,5 +91,5 @@ def mask_boxes(masks: Bool[np.ndarray, "M H W"]) -> Int32[np.ndarray, "M 4"]:
         ],
         axis=1,
     ).astype(np.int32)
-    boxes[~rows.any(axis=1)] = 0
+    boxes[~np.any(rows, axis=1)] = 0
     return boxes

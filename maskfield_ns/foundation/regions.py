@@ -43,7 +43,7 @@ class RegionProposer:
         work_size = reduced_size(height, width, config.max_side)
         work = image
         if work_size != (height, width):
-            work = np.asarray(Image.fromarray(image).resize(work_size[::-1], Image.Resampling.BILINEAR))
+            work = np.asarray(Image.fromarray(image).resize((work_size[1], work_size[0]), Image.Resampling.BILINEAR))
         scales = sorted(config.scales)
         segmentations = [
             felzenszwalb(work, scale=scale, sigma=config.sigma, min_size=max(1, config.min_region_area))

@@ -102,7 +102,7 @@ class SamProposer:
         height, width = image.shape[:2]
         scale = side / max(height, width)
         input_size = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
-        resized = Image.fromarray(image).resize(input_size[::-1], Image.Resampling.BILINEAR)
+        resized = Image.fromarray(image).resize((input_size[1], input_size[0]), Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(resized)).to(sam.device).permute(2, 0, 1).float()
         embedding = sam.image_encoder(sam.preprocess(pixels)[None])
         position = sam.prompt_encoder.get_dense_pe()

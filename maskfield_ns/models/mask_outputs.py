@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from maskfield_ns.queries import decision
 from maskfield_ns.queries.decision import DecisionRule
 from maskfield_ns.queries.head import QueryHead
 
+_CHUNK_PIXELS = 1 << 15
+"""Pixels answered at once: all queries of all pixels of a photograph would be gigabytes."""
 _INSIDE_LOGIT = 10.0
 """About what a query adds to the logit of a pixel inside its mask."""
 
@@ -73,8 +75,23 @@ def mask_pictures(
 
     All float: [H, W, 3] in 0..1, relevancy [H, W, 1].
     """
+    rows = max(1, _CHUNK_PIXELS // features.shape[1])
+    parts = [
+        _pictures(part, colours, head, active, rule)
+        for part, colours in zip(features.split(rows), rgb.split(rows), strict=True)
+    ]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _pictures(
+    features: Float[Tensor, "H W D"],
+    rgb: Float[Tensor, "H W 3"],
+    head: QueryHead,
+    active: ActiveQuery | None,
+    rule: DecisionRule,
+) -> dict[str, Float[Tensor, "H W _"]]:
     probabilities = head.probabilities(features)
-    valid = head.valid(rule.min_support)
+    valid = head.valid(rule.min_support, rule.min_share)
     dark = torch.full_like(rgb, 0.18)
     instances = decision.instance_map(probabilities, valid, head.levels)
     table = palette(head.num_queries, rgb.device)
@@ -118,19 +135,51 @@ def answer_view(
     active: ActiveQuery,
     class_embeddings: Float[Tensor, "N C"] | None,
     rule: DecisionRule,
+    class_minimum: float = 0.0,
 ) -> ViewAnswer:
-    """Masks and relevancy of the active phrases, and a class map over a class list."""
+    """Masks and relevancy of the active phrases, and a class map over a class list.
+
+    Args:
+        class_minimum: a pixel whose best class has no larger score than this gets none.
+    """
+    rows = max(1, _CHUNK_PIXELS // features.shape[1])
+    parts = [_answer(part, head, active, class_embeddings, rule, class_minimum) for part in features.split(rows)]
+    return ViewAnswer(
+        np.concatenate([part.masks for part in parts], axis=1),
+        np.concatenate([part.relevancy for part in parts], axis=1),
+        np.concatenate([part.classes for part in parts]),
+    )
+
+
+def _answer(
+    features: Float[Tensor, "H W D"],
+    head: QueryHead,
+    active: ActiveQuery,
+    class_embeddings: Float[Tensor, "N C"] | None,
+    rule: DecisionRule,
+    class_minimum: float,
+) -> ViewAnswer:
     probabilities = head.probabilities(features)
-    valid = head.valid(rule.min_support)
+    valid = head.valid(rule.min_support, rule.min_share)
     masks = decision.phrase_masks(probabilities, decision.select_queries(active.scores, rule))
     heat = decision.heat_map(probabilities, active.scores)
     classes = torch.full(features.shape[:2], -1)
     if class_embeddings is not None and len(class_embeddings):
         votes = decision.class_scores(probabilities, head.embeddings, valid, class_embeddings, active.negatives, rule)
-        classes = decision.class_map(votes)
+        classes = decision.class_map(votes, class_minimum)
     return ViewAnswer(
         masks.permute(2, 0, 1).cpu().numpy(), heat.permute(2, 0, 1).float().cpu().numpy(), classes.cpu().numpy()
     )
+
+
+@torch.no_grad()
+def query_masks(
+    features: Float[Tensor, "H W D"], head: QueryHead, queries: Int[Tensor, " N"]
+) -> Bool[np.ndarray, "N H W"]:
+    """Masks of some queries in one view."""
+    rows = max(1, _CHUNK_PIXELS // features.shape[1])
+    parts = [head.probabilities(part)[..., queries] > 0.5 for part in features.split(rows)]
+    return torch.cat(parts).permute(2, 0, 1).cpu().numpy()
 
 
 def ask(
@@ -143,5 +192,5 @@ def ask(
     """Scores phrases against the scene's queries."""
     embeddings = head.embeddings.detach()
     text, negatives = text.to(embeddings), negatives.to(embeddings)
-    scores = decision.phrase_relevancy(embeddings, head.valid(rule.min_support), text, negatives, rule)
+    scores = decision.phrase_relevancy(embeddings, head.valid(rule.min_support, rule.min_share), text, negatives, rule)
     return ActiveQuery(tuple(phrases), scores, text, negatives)

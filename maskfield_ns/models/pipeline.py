@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -16,7 +15,7 @@ from maskfield_ns.evaluation.labels import LabelledCapture
 from maskfield_ns.evaluation.metrics import Agreement, matched_mean_iou
 from maskfield_ns.evaluation.report import SegmentationReport
 from maskfield_ns.foundation.protocols import LEVELS
-from maskfield_ns.models.mask_outputs import ActiveQuery, Outputs, answer_view, ask
+from maskfield_ns.models.mask_outputs import ActiveQuery, Outputs, answer_view, ask, query_masks
 from maskfield_ns.models.maskfield import MaskfieldModel
 from maskfield_ns.queries.decision import DecisionRule
 from maskfield_ns.queries.head import QueryHead
@@ -143,14 +142,12 @@ class AgreementEvaluator(Evaluator):
             image = np.asarray(picture.convert("RGB").resize((width, height), Image.Resampling.BOX))
         proposed = self.proposer.propose(image)
         head: QueryHead = self.model.query_head
-        with torch.no_grad():
-            probabilities = head.probabilities(outputs.features)
-        valid = head.valid(self.model.config.decision.min_support)
+        valid = head.valid(self.model.config.decision.min_support, self.model.config.decision.min_share)
         per_level: dict[str, Agreement] = {}
         for level in np.unique(proposed.levels):
             queries = head.bank(int(level))
             queries = queries[valid[queries]]
-            rendered = (probabilities[..., queries] > 0.5).permute(2, 0, 1).cpu().numpy()
+            rendered = query_masks(outputs.features, head, queries)
             rendered = rendered[rendered.any(axis=(1, 2))]
             per_level[LEVELS[level]] = matched_mean_iou(proposed.masks[proposed.levels == level], rendered)
         self.views[name] = per_level

@@ -55,7 +55,7 @@ def mask_cells(views: list[ViewMasks], num_cells: int) -> tuple[sp.csr_matrix, s
         members.append(_ones(mask, own[cell], (len(item.masks), num_cells)))
         seen.append(_ones(np.zeros_like(own), own, (1, num_cells)))
         view_of += [view] * len(item.masks)
-    return sp.vstack(members).tocsr(), sp.vstack(seen).tocsr(), np.array(view_of, dtype=int)
+    return sp.csr_matrix(sp.vstack(members)), sp.csr_matrix(sp.vstack(seen)), np.array(view_of, dtype=int)
 
 
 def _ones(rows: Int[np.ndarray, " N"], columns: Int[np.ndarray, " N"], shape: tuple[int, int]) -> sp.csr_matrix:
@@ -84,7 +84,7 @@ def associate(
     if not views:
         return []
     members, seen, view_of = mask_cells(views, num_cells)
-    k, v = members.shape[0], len(views)
+    k, v = len(view_of), len(views)
     first = np.searchsorted(view_of, np.arange(v))
     label = [(int(view), int(i - first[view])) for i, view in enumerate(view_of)]
     sizes = np.asarray(members.sum(1)).ravel()

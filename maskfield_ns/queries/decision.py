@@ -24,6 +24,8 @@ class DecisionRule:
     """Queries this close to the best one answer too ("mug" with two mugs on the table)."""
     min_support: float = 3.0
     """Queries matched in fewer training views stand for nothing."""
+    min_share: float = 0.15
+    """Nor do queries matched in less than this share of the views of the query found most often."""
     temperature: float = 10.0
     """LERF's factor on cosines."""
     class_temperature: float = 20.0

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from maskfield_ns.errors import CheckpointError
@@ -128,24 +128,39 @@ class QueryHead(nn.Module):
     def log_probabilities(self, features: Float[Tensor, "*batch channels"], level: int) -> Float[Tensor, "*batch B+1"]:
         """Log soft-max over the bank of a level and, last, "none of them" (logit 0); unused queries get -inf."""
         bank = self.bank(level)
-        block = features[..., level * self.feature_dim : (level + 1) * self.feature_dim] if self.by_level else features
-        logits = block @ self.mask_vectors[bank].T
-        if self.parametrisation == "table":
-            logits = logits + self.bias[bank]
-        logits = logits.masked_fill(self.support[bank] <= 0, float("-inf"))
-        return F.log_softmax(torch.cat([logits, torch.zeros_like(logits[..., :1])], dim=-1), dim=-1)
+        logits = self._level_logits(features, level, bank)
+        logits[..., :-1] = logits[..., :-1].masked_fill(self.support[bank] <= 0, float("-inf"))
+        return F.log_softmax(logits, dim=-1)
 
-    def probabilities(self, features: Float[Tensor, "*batch channels"]) -> Float[Tensor, "*batch Q"]:
-        """How much each pixel belongs to each query, in [0, 1].
+    def _level_logits(
+        self, features: Float[Tensor, "*batch channels"], level: int, queries: Int64[Tensor, " N"]
+    ) -> Float[Tensor, "*batch N+1"]:
+        """Logits of some queries of one level and, last, of "none of them"."""
+        block = features[..., level * self.feature_dim : (level + 1) * self.feature_dim] if self.by_level else features
+        logits = block @ self.mask_vectors[queries].T
+        if self.parametrisation == "table":
+            logits = logits + self.bias[queries]
+        return F.pad(logits, (0, 1))
+
+    def probabilities(
+        self, features: Float[Tensor, "*batch channels"], queries: Int64[Tensor, " N"] | None = None
+    ) -> Float[Tensor, "*batch N"]:
+        """How much each pixel belongs to each of some queries (all Q by default), in [0, 1].
 
         With level banks the things of one level exclude each other, so this is a soft-max within each bank; a head
         without banks (MaskField's rule) takes every query on its own (sigmoid).
         """
+        if queries is None:
+            queries = torch.arange(self.num_queries, device=self.levels.device)
         if not self.by_level:
-            return self.logits(features).sigmoid()
-        result = features.new_zeros(*features.shape[:-1], self.num_queries)
+            return self.logits(features)[..., queries].sigmoid()
+        result = features.new_zeros(*features.shape[:-1], len(queries))
         for level in range(len(LEVELS)):
-            result[..., self.bank(level)] = self.log_probabilities(features, level)[..., :-1].exp()
+            used = self.bank(level)
+            used = used[self.support[used] > 0]
+            wanted, found = (queries[:, None] == used).nonzero(as_tuple=True)
+            if len(wanted):
+                result[..., wanted] = self._level_logits(features, level, used).softmax(dim=-1)[..., found]
         return result
 
     def resize_embeddings(self, state: dict[str, Tensor]) -> None:
@@ -165,9 +180,13 @@ class QueryHead(nn.Module):
         chosen = torch.ones_like(self.levels, dtype=torch.bool) if single else self.levels == level
         return chosen.nonzero()[:, 0]
 
-    def valid(self, min_support: float) -> Tensor:
-        """[Q] bool: queries matched in at least ``min_support`` training views; the rest stand for nothing."""
-        return self.support >= min_support
+    def valid(self, min_support: float, min_share: float = 0.0) -> Tensor:
+        """[Q] bool: queries that stand for something.
+
+        Those matched in at least ``min_support`` training views, and in at least ``min_share`` of the views of the
+        query found most often: what turns up in three views of sixty is a slip of the proposer.
+        """
+        return self.support >= torch.clamp(min_share * self.support.max(), min=min_support)
 
     @torch.no_grad()
     def adopt(self, index: int, embedding: Float[Tensor, " C"], support: float) -> None:

@@ -158,7 +158,7 @@ def pca_picture(features: Float[np.ndarray, "H W D"], basis: PcaBasis | None = N
         float32. A channel in which the features do not vary is 0.5 everywhere.
     """
     basis = pca_basis(features) if basis is None else basis
-    known = np.isfinite(features).all(axis=-1)
+    known = np.all(np.isfinite(features), axis=-1)
     centred = np.where(known[..., None], features, 0.0).astype(np.float64) - basis.mean
     span = basis.high - basis.low
     scaled = (centred @ basis.axes - basis.low) / np.where(span > 0, span, 1.0)

@@ -53,7 +53,7 @@ class CompactTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Rows of one text without start and end."""
-        ids = self._bpe.encode(self._bpe.clean_fn(text))
+        ids: list[int] = self._bpe.encode(self._bpe.clean_fn(text))
         return [self._row.get(i, self._first_unknown + i % UNKNOWN_BUCKETS) for i in ids]
 
     def __call__(self, texts: str | list[str]) -> Int64[Tensor, "T L"]:
