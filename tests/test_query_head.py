@@ -121,6 +121,16 @@ def test_things_of_one_level_exclude_each_other() -> None:
     assert torch.isfinite(probabilities).all()
 
 
+@pytest.mark.parametrize("by_level", [True, False])
+def test_probabilities_of_some_queries_are_those_columns(by_level: bool) -> None:
+    head = small_head(by_level=by_level)
+    head.support[[0, 1, 3, 5, 6, 8]] = 4.0
+    features = torch.randn(2, 5, head.channels, generator=torch.Generator().manual_seed(0))
+    queries = torch.tensor([8, 0, 2, 5])  # 2 is not in use
+    torch.testing.assert_close(head.probabilities(features, queries), head.probabilities(features)[..., queries])
+    assert head.probabilities(features, queries[:0]).shape == (2, 5, 0)
+
+
 def test_without_any_query_in_use_nothing_is_held() -> None:
     head = small_head()
     assert torch.equal(head.probabilities(torch.randn(5, head.channels)), torch.zeros(5, 12))
@@ -185,6 +195,14 @@ def test_without_levels_every_query_takes_every_mask() -> None:
     head = small_head(by_level=False)
     for level in range(len(LEVELS)):
         assert head.bank(level).tolist() == list(range(12))
+
+
+def test_valid_queries_have_enough_support_and_a_share_of_the_most() -> None:
+    head = small_head()
+    head.support[:5] = torch.tensor([60.0, 9.0, 8.0, 3.0, 2.0])
+    assert head.valid(3.0).nonzero().ravel().tolist() == [0, 1, 2, 3]
+    assert head.valid(3.0, min_share=0.15).nonzero().ravel().tolist() == [0, 1]
+    assert head.valid(100.0, min_share=0.15).sum() == 0
 
 
 def test_adopted_queries_have_direction_and_support() -> None:

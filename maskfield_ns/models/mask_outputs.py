@@ -90,11 +90,11 @@ def _pictures(
     active: ActiveQuery | None,
     rule: DecisionRule,
 ) -> dict[str, Float[Tensor, "H W _"]]:
-    probabilities = head.probabilities(features)
-    valid = head.valid(rule.min_support, rule.min_share)
+    used, valid = _used(head, rule)
+    probabilities = head.probabilities(features, used)
     dark = torch.full_like(rgb, 0.18)
-    instances = decision.instance_map(probabilities, valid, head.levels)
-    table = palette(head.num_queries, rgb.device)
+    instances = decision.instance_map(probabilities, valid, head.levels[used])
+    table = palette(head.num_queries, rgb.device)[used]
     pictures = {
         "mask_features": feature_colours(features, head),
         "mask_instances": torch.where(instances[..., None] >= 0, table[instances.clamp(min=0)], dark),
@@ -102,18 +102,27 @@ def _pictures(
     if active is None or not active.phrases:
         pictures["class_map"] = dark
         return pictures
-    votes = decision.class_scores(probabilities, head.embeddings, valid, active.classes, active.negatives, rule)
+    embeddings, scores = head.embeddings[used], active.scores[:, used]
+    votes = decision.class_scores(probabilities, embeddings, valid, active.classes, active.negatives, rule)
     found = torch.tensor(active.found(rule), device=votes.device)
     best = decision.class_map(votes * found, minimum=0.5)
     table = palette(len(active.phrases), rgb.device)
     pictures["class_map"] = torch.where(best[..., None] >= 0, table[best.clamp(min=0)], dark)
-    heat = decision.heat_map(probabilities, active.scores)
-    masks = decision.phrase_masks(probabilities, decision.select_queries(active.scores, rule))
+    heat = decision.heat_map(probabilities, scores)
+    masks = decision.phrase_masks(probabilities, decision.select_queries(scores, rule))
     grey = rgb.mean(-1, keepdim=True) * 0.35
     for i in range(len(active.phrases)):
         pictures[f"relevancy_{i}"] = heat[..., i : i + 1]
         pictures[f"composited_{i}"] = torch.where(masks[..., i : i + 1], rgb, grey.expand_as(rgb))
     return pictures
+
+
+def _used(head: QueryHead, rule: DecisionRule) -> tuple[Int[Tensor, " U"], Bool[Tensor, " U"]]:
+    """Queries worth rendering and whether each is valid: the valid ones, or one that is not where there are none."""
+    valid = head.valid(rule.min_support, rule.min_share)
+    used = valid.nonzero()[:, 0]
+    used = used if len(used) else torch.zeros(1, dtype=torch.long, device=valid.device)
+    return used, valid[used]
 
 
 @dataclass(frozen=True)
@@ -159,13 +168,14 @@ def _answer(
     rule: DecisionRule,
     class_minimum: float,
 ) -> ViewAnswer:
-    probabilities = head.probabilities(features)
-    valid = head.valid(rule.min_support, rule.min_share)
-    masks = decision.phrase_masks(probabilities, decision.select_queries(active.scores, rule))
-    heat = decision.heat_map(probabilities, active.scores)
+    used, valid = _used(head, rule)
+    probabilities, scores = head.probabilities(features, used), active.scores[:, used]
+    masks = decision.phrase_masks(probabilities, decision.select_queries(scores, rule))
+    heat = decision.heat_map(probabilities, scores)
     classes = torch.full(features.shape[:2], -1)
     if class_embeddings is not None and len(class_embeddings):
-        votes = decision.class_scores(probabilities, head.embeddings, valid, class_embeddings, active.negatives, rule)
+        embeddings = head.embeddings[used]
+        votes = decision.class_scores(probabilities, embeddings, valid, class_embeddings, active.negatives, rule)
         classes = decision.class_map(votes, class_minimum)
     return ViewAnswer(
         masks.permute(2, 0, 1).cpu().numpy(), heat.permute(2, 0, 1).float().cpu().numpy(), classes.cpu().numpy()
@@ -178,7 +188,7 @@ def query_masks(
 ) -> Bool[np.ndarray, "N H W"]:
     """Masks of some queries in one view."""
     rows = max(1, _CHUNK_PIXELS // features.shape[1])
-    parts = [head.probabilities(part)[..., queries] > 0.5 for part in features.split(rows)]
+    parts = [head.probabilities(part, queries) > 0.5 for part in features.split(rows)]
     return torch.cat(parts).permute(2, 0, 1).cpu().numpy()
 
 

@@ -128,8 +128,8 @@ class QueryHead(nn.Module):
     def log_probabilities(self, features: Float[Tensor, "*batch channels"], level: int) -> Float[Tensor, "*batch B+1"]:
         """Log soft-max over the bank of a level and, last, "none of them" (logit 0); unused queries get -inf."""
         bank = self.bank(level)
-        logits = self._level_logits(features, level, bank)
-        logits[..., :-1] = logits[..., :-1].masked_fill(self.support[bank] <= 0, float("-inf"))
+        unused = F.pad(self.support[bank] <= 0, (0, 1), value=False)
+        logits = self._level_logits(features, level, bank).masked_fill(unused, float("-inf"))
         return F.log_softmax(logits, dim=-1)
 
     def _level_logits(
