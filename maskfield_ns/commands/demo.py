@@ -63,7 +63,7 @@ def demo(output: Path, method: str) -> None:
             [*("ns-eval", "--load-config", config), "--output-path", metrics, "--render-output-path", results / "eval"],
         ),
     ]
-    print(f"The demo: 36 pictures of a table with seven things on it, 6 of them held out; everything goes to {output}")
+    print(f"The demo: 54 pictures of a table with seven things on it, 6 of them held out; everything goes to {output}")
     steps = [
         run_step(f"step {number} of {len(commands)}: {title}", name, [str(word) for word in command])
         for number, (name, title, command) in enumerate(commands, 1)

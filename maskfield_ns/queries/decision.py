@@ -18,7 +18,7 @@ from maskfield_ns.queries.relevancy import class_probabilities, relevancy
 class DecisionRule:
     """How relevancies become answers. The figures were measured by scripts/measure_threshold.py."""
 
-    found_threshold: float = 0.4
+    found_threshold: float = 0.42
     """A phrase whose best query stays below this relevancy names nothing in the scene."""
     window: float = 0.15
     """Queries this close to the best one answer too ("mug" with two mugs on the table)."""
