@@ -20,10 +20,9 @@ DEMO_CAPTURE = Path(packaged_weights("tiny_clip")).parent / "demo_capture"
 
 
 def make_small_demo(folder: Path, frames: int = 14, held_out: tuple[int, ...] = (3, 8, 12), scale: float = 0.5) -> Path:
-    """The demo capture with fewer and smaller pictures and labels."""
+    """The demo capture with fewer and smaller pictures and labels: neighbouring views, which see the same things."""
     meta = json.loads((DEMO_CAPTURE / "transforms.json").read_text(encoding="utf-8"))
-    step = len(meta["frames"]) / frames
-    meta["frames"] = [meta["frames"][int(i * step)] for i in range(frames)]
+    meta["frames"] = meta["frames"][:frames]
     names = [frame["file_path"] for frame in meta["frames"]]
     test = [names[i] for i in held_out]
     meta["train_filenames"] = [name for name in names if name not in test]

@@ -19,6 +19,20 @@ from maskfield_ns.errors import MaskfieldError
 
 MAX_THREADS = 8
 """More threads than this only wait for each other on the small tensors of the CPU methods."""
+NOISE = (
+    "ignore::FutureWarning",
+    "ignore::DeprecationWarning",
+    *(
+        f"ignore::UserWarning:{module}"
+        for module in (
+            "nerfstudio.cameras.cameras",
+            "nerfstudio.engine.optimizers",
+            "nerfstudio.utils.writer",
+            "torch.utils.data.dataloader",
+        )
+    ),
+)
+"""Warnings of nerfstudio and torch about each other, which no user can do anything about."""
 _VERSIONS = ("maskfield-ns", "nerfstudio", "torch", "torchvision", "open_clip_torch", "segment-anything", "numpy")
 
 
@@ -81,15 +95,15 @@ def run_step(title: str, name: str, command: Sequence[str | Path], log: Path | N
 
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a step: what the user has set, and defaults for what he has not.
+    """The environment for a step: what the user has set, and defaults for the rest.
 
     OpenMP threads that spin while they wait starve whatever else runs on a small machine, the other threads included:
-    ten times slower steps on two busy cores. torch's own deprecation warnings are not the user's business.
+    ten times slower steps on two busy cores.
     """
     defaults = {
         "OMP_NUM_THREADS": str(min(usable_cores(), MAX_THREADS)),
         "OMP_WAIT_POLICY": "passive",
-        "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
+        "PYTHONWARNINGS": ",".join(NOISE),
     }
     return defaults | dict(environment)
 

@@ -1,0 +1,76 @@
+"""The tables of scripts/measure.py."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from maskfield_ns.errors import MaskfieldError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def measure() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("measure", ROOT / "scripts" / "measure.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def known() -> dict:
+    """What figures.json holds after a labelled and an unlabelled capture."""
+    versions = {"python": "3.11.7", "torch": "2.15.0", "nerfstudio": "1.1.5", "cores": "2"}
+    steps = [{"name": "train", "seconds": 130.0, "peak_mb": 1500}, {"name": "evaluate", "seconds": 40, "peak_mb": 2040}]
+    cache = {"name": "cache", "seconds": 61.0, "peak_mb": 900}
+    entry = {"pictures": 72, "size": [240, 180], "proposer": "preset", "cache": cache, "versions": versions}
+    labelled = {"psnr": 24.06, "ssim": 0.812, "query_miou": 0.7654}
+    return {
+        "captures": {
+            "table": entry | {"runs": {"consensus": {"figures": labelled, "steps": steps}}},
+            "photos": entry | {"runs": {"reference": {"figures": {"agreement": 0.5}, "steps": steps}}},
+        }
+    }
+
+
+def rows(table: str) -> list[dict[str, str]]:
+    """The first Markdown table, as one dictionary per row."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+def test_each_run_is_a_row_with_its_own_figures_and_blanks_elsewhere(measure: ModuleType) -> None:
+    table, photos = rows(measure.markdown(known()))
+    assert (table["capture"], table["rule"], table["query mIoU"]) == ("table", "consensus", "0.765")
+    assert (table["PSNR"], table["train"], table["peak memory"]) == ("24.1", "2 min 10 s", "2.0 GB")
+    assert table["agreement"] == ""
+    assert (photos["rule"], photos["agreement"], photos["query mIoU"]) == ("reference", "0.500", "")
+
+
+def test_what_figures_depend_on_is_said(measure: ModuleType) -> None:
+    text = measure.markdown(known())
+    for part in ("72 pictures", "240x180", "2 CPU cores", "torch 2.15.0", "Python 3.11.7", "1 min 01 s"):
+        assert part in text
+
+
+def test_the_block_alone_is_replaced_and_again(measure: ModuleType) -> None:
+    text = f"before\n{measure.BEGIN}\nold\n{measure.END}\nafter\n"
+    once = measure.replace_block(text, "new | table")
+    assert once == f"before\n{measure.BEGIN}\nnew | table\n{measure.END}\nafter\n"
+    assert measure.replace_block(once, "new | table") == once
+
+
+def test_lost_markers_are_named(measure: ModuleType) -> None:
+    with pytest.raises(MaskfieldError, match="figures:begin"):
+        measure.replace_block("no markers", "table")
+
+
+def test_the_readme_has_its_markers(measure: ModuleType) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert measure.BEGIN in text
+    assert measure.replace_block(text, "x").count(measure.END) == 1
