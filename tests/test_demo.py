@@ -156,7 +156,7 @@ def test_a_capture_of_read_only_files_becomes_writable(tmp_path: Path) -> None:
 
 def test_an_output_that_cannot_be_written_is_one_message(programs: Programs, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(MaskfieldError, match="cannot write to .*file.*another --output"):
+    with pytest.raises(MaskfieldError, match=r"cannot write to .*file.*another --output"):
         demo(tmp_path / "file", "maskfield-lite")
     assert not programs.record.exists()
 
@@ -175,7 +175,7 @@ def test_extract_builds_the_cache_and_names_the_command_that_uses_it(
 
 
 def test_extract_knows_the_registered_methods_only(tmp_path: Path) -> None:
-    with pytest.raises(MaskfieldError, match="no method 'nerfacto'.*maskfield, maskfield-lite"):
+    with pytest.raises(MaskfieldError, match=r"no method 'nerfacto'.*maskfield, maskfield-lite"):
         extract(tmp_path, "nerfacto", None, "preset", "preset")
     with pytest.raises(CaptureError, match="No such capture"):
         extract(tmp_path / "nowhere", "maskfield-lite", None, "preset", "preset")
