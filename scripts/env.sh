@@ -44,9 +44,9 @@ use_environment() { # sets BIN to the bin folder of the environment
     export VIRTUAL_ENV=$folder PATH="$BIN:$PATH"
 }
 
-source_state() { # changes when an installation would
+source_state() { # source_state PATH...: changes when the contents of these files and folders do
     local path
-    cd "$PROJECT" && find pyproject.toml README.md maskfield_ns -type f ! -path '*/__pycache__/*' -print0 |
+    cd "$PROJECT" && find "$@" -type f ! -path '*/__pycache__/*' -print0 |
         LC_ALL=C sort -z | while IFS= read -r -d '' path; do
             printf '%s\n' "$path"
             cat "$path"
@@ -54,9 +54,12 @@ source_state() { # changes when an installation would
 }
 
 install_project() { # install_project STAMP REQUIREMENT...: unless done before with the same sources
-    local stamp=$VIRTUAL_ENV/.maskfield-$1 state
+    local stamp=$VIRTUAL_ENV/.maskfield-$1 state inputs=(pyproject.toml README.md maskfield_ns)
     shift
-    state="$* $(source_state)"
+    if [ "$1" = --editable ]; then
+        inputs=(pyproject.toml)
+    fi
+    state="$* $(source_state "${inputs[@]}")"
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ]; then
         return
     fi
