@@ -183,13 +183,10 @@ class Scene:
             phrases = [a.phrase for a in answers]
             negatives = model.text(answers[0].negatives)
             active = ask(model.query_head, phrases, model.text(phrases), negatives, model.config.decision)
-            found = [i for i, a in enumerate(answers) if a.found]
-            result = answer_view(
-                outputs.features, model.query_head, active, active.classes[found], model.config.decision, 0.5
-            )
+            result = answer_view(outputs.features, model.query_head, active, None, model.config.decision)
             masks = dict(zip(phrases, result.masks, strict=True))
             heat = dict(zip(phrases, result.relevancy, strict=True))
-            class_map = np.array([*found, -1])[result.classes]  # -1 stays -1
+            class_map = result.classes
         return RenderedView(rgb, depth, masks, heat, class_map)
 
     @property

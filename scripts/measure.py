@@ -3,9 +3,11 @@
     python scripts/measure.py --captures DIR DIR --output OUT --max-side 320
     python scripts/measure.py --captures PHOTOS --proposer merged --output OUT --max-side 320
     python scripts/measure.py --demo --output OUT
+    python scripts/measure.py --pair-pictures VAL --output OUT
     python scripts/measure.py --output OUT --update-readme
 
-Every invocation adds to OUT/figures.json (a capture measured again replaces its old figures) and writes OUT/figures.md.
+Every invocation adds to OUT/figures.json and writes OUT/figures.md; what is measured again, a capture with the same
+proposer, replaces its old figures.
 Each rule trains from the start; the mask cache is made once per capture and shared. Captures are only read.
 """
 
@@ -57,6 +59,8 @@ class Measure:
     """Another mask proposer than the method's own."""
     demo: bool = False
     """Also run the demo and record how long its steps take."""
+    pair_pictures: Path | None = None
+    """Also measure the embedded pair on these pictures of ``render_scenes.py dataset`` (layouts not trained on)."""
     update_readme: bool = False
     """Replace the README's figures by those of the output folder."""
     known: dict[str, Any] = field(init=False)
@@ -67,24 +71,38 @@ class Measure:
         self.output = self.output.resolve()
         self.output.mkdir(parents=True, exist_ok=True)
         store = self.output / "figures.json"
-        self.known = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {"captures": {}}
+        self._save("captures", {})
         for capture in self.captures:
             entry = self._begin(capture.resolve())
             for rule in self.rules:
                 entry["runs"][rule] = self._measure(capture.resolve(), rule, entry["scale"])
-                self.known["captures"][capture.resolve().name] = entry
-                write_json(store, self.known)
+                self._save("captures", {self._name(capture.resolve()): entry})
         if self.demo:
             folder = self.output / "demo"
             run_step("demo", "demo", ["maskfield", "demo", "--output", str(folder)], self.output / "demo.log")
-            self.known["demo"] = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
-            write_json(store, self.known)
+            self._save("demo", json.loads((folder / "demo.json").read_text(encoding="utf-8")))
+        if self.pair_pictures is not None:
+            sys.path.insert(0, str(Path(__file__).resolve().parent))
+            from tiny_report import report
+
+            self._save("pair", report(self.pair_pictures, 100, None))
         tables = markdown(self.known)
         (self.output / "figures.md").write_text(tables, encoding="utf-8")
         print(f"\n{tables}\n\nfigures: {store} and {self.output / 'figures.md'}")
         if self.update_readme:
             README.write_text(replace_block(README.read_text(encoding="utf-8"), tables), encoding="utf-8")
             print(f"updated: {README}")
+
+    def _save(self, part: str, figures: dict[str, Any]) -> None:
+        """Adds figures to figures.json, which another invocation may have changed since."""
+        store = self.output / "figures.json"
+        self.known = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {"captures": {}}
+        self.known[part] = self.known.get(part, {}) | figures
+        write_json(store, self.known)
+
+    def _name(self, capture: Path) -> str:
+        """Name of a capture in the tables: its folder, and the proposer where it is not the method's own."""
+        return capture.name if self.proposer == "preset" else f"{capture.name} ({self.proposer})"
 
     def _begin(self, capture: Path) -> dict[str, Any]:
         """What is known of a capture before training: its pictures, and the time its cache takes."""
@@ -167,6 +185,8 @@ def markdown(known: dict[str, Any]) -> str:
         rows.append(["together", duration(demo["seconds"]), ""])
         parts.append(_table(["demo, step", "time", "peak memory"], rows))
         parts.append(f"Demo: {_versions(demo['versions'])}.")
+    if pair := known.get("pair"):
+        parts.append(_pair_tables(pair))
     return "\n\n".join(parts) or "Nothing measured yet."
 
 
@@ -183,6 +203,31 @@ def _about(name: str, entry: dict[str, Any]) -> str:
     cache = f"cache made in {duration(entry['cache']['seconds'])}"
     versions = _versions(entry["versions"])
     return f"- {name}: {entry['pictures']} pictures, trained at {width}x{height}, {proposer}, {cache}; {versions}."
+
+
+def _pair_tables(pair: dict[str, Any]) -> str:
+    """Mask quality and zero-shot accuracy of the embedded pair."""
+    form = {
+        "mean_best_iou": "{:.3f}",
+        "share_above_0.5": "{:.3f}",
+        "share_above_0.75": "{:.3f}",
+        "masks_per_picture": "{:.0f}",
+        "seconds_per_picture": "{:.2f} s",
+    }
+    masks = [
+        [name, *(text.format(row[key]) for key, text in form.items())]
+        for name, row in pair.items()
+        if isinstance(row, dict) and "mean_best_iou" in row
+    ]
+    words = [
+        [name, f"{row['class_accuracy']:.3f}", f"{row['colour_accuracy']:.3f}"]
+        for name, row in pair.items()
+        if isinstance(row, dict) and "class_accuracy" in row
+    ]
+    phrases = next((row["phrases"] for row in pair.values() if isinstance(row, dict) and "phrases" in row), 0)
+    titles = ["automatic masks", "mean best IoU", "above 0.5", "above 0.75", "masks a picture", "time a picture"]
+    about = f"Embedded pair: {pair['pictures']} rendered pictures of layouts not trained on, {phrases} class phrases."
+    return "\n\n".join([_table(titles, masks), _table(["regions", "class accuracy", "colour accuracy"], words), about])
 
 
 def _versions(versions: dict[str, str]) -> str:

@@ -29,12 +29,12 @@ TEMPERATURE = 10.0
 class ClipTrainingConfig:
     """Schedule of the embedded CLIP."""
 
-    steps: int = 6000
-    regions_per_step: int = 64
+    steps: int = 8500
+    regions_per_step: int = 128
     random_phrases: int = 128
     lr: float = 1e-3
     muon_lr: float = 2e-3
-    warmup: int = 200
+    warmup: int = 300
     weight_decay: float = 0.05
     ema: float = 0.998
     seed: int = 0
@@ -140,7 +140,7 @@ def train(cfg: ClipTrainingConfig, data_dir: Path, work_dir: Path, device: str) 
     data = PictureSet(data_dir)
     torch.manual_seed(cfg.seed)
     tokenizer = CompactTokenizer(CompactTokenizer.ids_of(vocabulary_texts()))
-    model = build_tiny_clip(tokenizer.vocab_size).to(device)
+    model = build_tiny_clip(tokenizer.vocab_size).to(device, memory_format=torch.channels_last)
     bias = torch.nn.Parameter(torch.tensor(-3.0, device=device))
     scale = torch.nn.Parameter(torch.tensor(math.log(8.0), device=device))
     optimisers = build_optimisers(model, cfg.lr, cfg.muon_lr, cfg.weight_decay, (bias, scale))
@@ -172,7 +172,8 @@ def train(cfg: ClipTrainingConfig, data_dir: Path, work_dir: Path, device: str) 
         # The fused attention's backward pass takes half of a step on a CPU; the plain one is twice as fast there.
         plain = sdpa_kernel(SDPBackend.MATH) if torch.device(device).type == "cpu" else nullcontext()
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=cfg.bfloat16), plain:
-            image = model.encode_image((crops.to(device) - mean) / std)
+            pixels = ((crops.to(device) - mean) / std).contiguous(memory_format=torch.channels_last)
+            image = model.encode_image(pixels)
             text = model.encode_text(tokens)
         image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
         k = len(generic_tokens)

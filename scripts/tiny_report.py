@@ -10,7 +10,7 @@ import numpy as np
 from tiny_data import Picture, PictureSet
 
 from maskfield_ns.evaluation.metrics import pairwise_iou
-from maskfield_ns.foundation.config import RegionsConfig, TinyClipConfig, TinySamConfig
+from maskfield_ns.foundation.config import MergedConfig, RegionsConfig, TinyClipConfig, TinySamConfig
 from maskfield_ns.foundation.protocols import MaskProposer, RegionEmbedder
 
 SURROUNDINGS = {"floor", "table", "wall"}
@@ -32,18 +32,19 @@ def objects_of(picture: Picture, surroundings: bool = False) -> dict[int, dict]:
     }
 
 
-def best_ious(proposer: MaskProposer, pictures: list[Picture]) -> tuple[np.ndarray, float]:
-    """(best IoU of any automatic mask per object, seconds per picture)."""
-    values, began = [], time.time()
+def best_ious(proposer: MaskProposer, pictures: list[Picture]) -> tuple[np.ndarray, float, float]:
+    """(best IoU of any automatic mask per object, seconds per picture, masks per picture)."""
+    values, began, count = [], time.time(), 0
     for picture in pictures:
         ids = list(objects_of(picture))
         if not ids:
             continue
         truth = np.stack([picture.instance == i for i in ids])
         proposals = proposer.propose(picture.image)
+        count += len(proposals)
         iou = pairwise_iou(truth, proposals.masks) if len(proposals) else np.zeros((len(ids), 1))
         values.extend(iou.max(axis=1))
-    return np.array(values), (time.time() - began) / len(pictures)
+    return np.array(values), (time.time() - began) / len(pictures), count / len(pictures)
 
 
 def zero_shot(embedder: RegionEmbedder, pictures: list[Picture]) -> dict[str, float]:
@@ -82,13 +83,19 @@ def report(data: Path, images: int, output: Path | None, weights: Path | None = 
     figures: dict = {"pictures": len(pictures), "min_share": MIN_SHARE}
     sam = weights / "tiny_sam.safetensors" if weights else None
     clip = weights / "tiny_clip.safetensors" if weights else None
-    for name, config in {"embedded SAM": TinySamConfig(weights=sam), "graph-based regions": RegionsConfig()}.items():
-        values, seconds = best_ious(config.setup("cpu"), pictures)
+    proposers = {
+        "embedded SAM": TinySamConfig(weights=sam),
+        "graph-based regions": RegionsConfig(),
+        "both merged": MergedConfig(sam=TinySamConfig(weights=sam)) if sam else MergedConfig(),
+    }
+    for name, config in proposers.items():
+        values, seconds, masks = best_ious(config.setup("cpu"), pictures)
         figures[name] = {
             "mean_best_iou": float(values.mean()),
             "share_above_0.5": float((values > 0.5).mean()),
             "share_above_0.75": float((values > 0.75).mean()),
             "objects": len(values),
+            "masks_per_picture": masks,
             "seconds_per_picture": seconds,
         }
         print(name, json.dumps(figures[name]), flush=True)

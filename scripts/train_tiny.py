@@ -36,7 +36,7 @@ class TrainSam:
     data: Path
     work: Path
     device: str = field(default_factory=default_device)
-    steps: int = 20000
+    steps: int = 11000
     seed: int = 0
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""
@@ -57,7 +57,7 @@ class TrainClip:
     data: Path
     work: Path
     device: str = field(default_factory=default_device)
-    steps: int = 6000
+    steps: int = 8500
     seed: int = 0
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""

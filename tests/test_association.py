@@ -127,6 +127,16 @@ def test_order_of_views_and_masks_only_renames(seed: int, shuffle: int) -> None:
     assert renamed == content(associate(views, GRID * GRID, min_views=1))
 
 
+def test_visible_counts_the_views_that_see_the_place() -> None:
+    everything, half = np.ones((1, 20), np.float32), np.repeat([1.0, 0.0], 10)[None].astype(np.float32)
+    nothing = np.zeros((0, 20), np.float32)
+    cells, elsewhere, barely = np.arange(20), np.arange(100, 120), np.r_[0:4, 200:216]
+    views = [ViewMasks(cells, half), ViewMasks(cells, half), ViewMasks(cells, nothing)]
+    views += [ViewMasks(elsewhere, everything), ViewMasks(barely, nothing)]
+    groups = {group.views: group.visible for group in associate(views, 300, min_views=1)}
+    assert groups == {2: 3, 1: 1}
+
+
 def test_order_of_rays_does_not_matter() -> None:
     views, _ = looks(3)
     rng = np.random.default_rng(0)

@@ -204,9 +204,31 @@ def test_dense_regions_are_unit_and_local():
     assert found[0] @ found[1] < 0.99
 
 
-def test_dense_needs_a_vision_transformer():
+def test_dense_features_of_a_resnet_pool_one_place():
+    """Of a map with one place the attention pooling with a single key is the value path itself."""
     model = small_clip(layers=(1, 1, 1, 1), width=8)
-    embedder(model)
+    visual = model.visual
+    pixels = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        found = dense_features(visual, pixels)
+        maps = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(pixels)))))
+        assert found.shape == (2, 16, 2, 3) == (2, 16, *maps.shape[2:])
+        visual.attnpool.positional_embedding.zero_()
+        for row in range(2):
+            for column in range(3):
+                alone = maps[:, :, row : row + 1, column : column + 1]
+                expected = F.normalize(visual.attnpool(alone), dim=-1)
+                np.testing.assert_allclose(found[:, :, row, column].numpy(), expected.numpy(), atol=1e-5)
+
+
+def test_dense_map_of_a_resnet_sees_more_than_its_input_size(image):
+    e = embedder(small_clip(layers=(1, 1, 1, 1), width=8), region_mode="dense")
+    assert e.dense_map(image).shape == (16, 4, 5)  # 48 x 64 -> 128 x 171, reduced 32-fold
+
+
+def test_dense_needs_a_tower_it_can_take_apart():
+    model = small_clip(layers=(1, 1, 1, 1), width=8)
+    model.visual.attnpool = None
     with pytest.raises(WeightsError, match="masked_crops"):
         embedder(model, region_mode="dense")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ from torch import Tensor
 
 from maskfield_ns.queries import decision
 from maskfield_ns.queries.decision import DecisionRule
+from maskfield_ns.queries.relevancy import class_probabilities
 
+NONE = torch.full((6,), -1)
+"""Levels of queries without levels."""
 RULE = DecisionRule(found_threshold=0.6, window=0.1, min_support=3.0, temperature=10.0, class_temperature=20.0)
 
 
@@ -50,10 +54,25 @@ def test_selected_queries_are_relevant_and_close_to_the_best() -> None:
     assert decision.select_queries(scores, RULE).long().tolist() == expected
 
 
-def test_heat_map_takes_the_best_query_per_pixel() -> None:
-    probabilities, scores = torch.rand(3, 4, 5, generator=generator()), torch.rand(2, 5, generator=generator(1))
-    heat = decision.heat_map(probabilities, scores)
+@pytest.mark.parametrize("agreeing", [1, 2, 3])
+def test_heat_map_is_the_mean_of_the_best_levels_expectations(agreeing: int) -> None:
+    probabilities, scores = torch.rand(3, 4, 6, generator=generator()) / 3, torch.rand(2, 6, generator=generator(1))
+    levels = torch.tensor([0, 0, 2, 1, 2, 2])
+    heat = decision.heat_map(probabilities, scores, levels, replace(RULE, levels_agreeing=agreeing))
     assert heat.shape == (3, 4, 2)
+    for row in range(3):
+        for column in range(4):
+            for t in range(2):
+                of_level = [0.0, 0.0, 0.0]
+                for n in range(6):
+                    of_level[levels[n]] += float(probabilities[row, column, n] * scores[t, n])
+                expected = sum(sorted(of_level)[-agreeing:]) / agreeing
+                assert heat[row, column, t].item() == pytest.approx(expected)
+
+
+def test_heat_map_without_levels_takes_the_best_query() -> None:
+    probabilities, scores = torch.rand(3, 4, 5, generator=generator()), torch.rand(2, 5, generator=generator(1))
+    heat = decision.heat_map(probabilities, scores, torch.full((5,), -1), replace(RULE, levels_agreeing=2))
     for row in range(3):
         for column in range(4):
             for t in range(2):
@@ -61,23 +80,12 @@ def test_heat_map_takes_the_best_query_per_pixel() -> None:
                 assert heat[row, column, t].item() == pytest.approx(best)
 
 
-def test_phrase_masks_are_the_union_of_selected_queries() -> None:
-    probabilities = torch.rand(3, 4, 5, generator=generator())
-    selected = torch.tensor([[True, False, True, False, False], [False] * 5, [True] * 5])
-    masks = decision.phrase_masks(probabilities, selected)
+def test_phrase_masks_are_measured_by_the_best_query_of_the_scene() -> None:
+    scores = torch.tensor([[0.8, 0.1], [0.59, 0.5], [0.1, 0.7]])
+    heat = torch.tensor([[0.8, 0.59, 0.3], [0.41, 0.5, 0.7], [0.39, 0.5, 0.34], [0.0, 0.0, 0.0]])
+    masks = decision.phrase_masks(heat, scores, replace(RULE, mask_share=0.5))
     assert masks.dtype == torch.bool
-    for row in range(3):
-        for column in range(4):
-            for t in range(3):
-                inside = any(probabilities[row, column, n] > 0.5 and selected[t, n] for n in range(5))
-                assert bool(masks[row, column, t]) == inside
-
-
-def test_nothing_found_gives_empty_masks() -> None:
-    scores = torch.full((1, 5), 0.59)
-    masks = decision.phrase_masks(torch.ones(3, 4, 5), decision.select_queries(scores, RULE))
-    assert masks.shape == (3, 4, 1)
-    assert not masks.any()
+    assert masks.tolist() == [[True, False, False], [True, False, True], [False] * 3, [False] * 3]
 
 
 def test_no_valid_query_finds_nothing() -> None:
@@ -86,26 +94,34 @@ def test_no_valid_query_finds_nothing() -> None:
     assert not decision.select_queries(scores, RULE).any()
 
 
-def test_class_votes_equal_a_loop() -> None:
-    probabilities = torch.rand(2, 3, 5, generator=generator())
-    embeddings, classes, negatives = unit(5), unit(3, seed=1), unit(2, seed=2)
-    valid = torch.tensor([True, True, False, True, False])
-    scores = decision.class_scores(probabilities, embeddings, valid, classes, negatives, RULE)
-    assert scores.shape == (2, 3, 3)
+def test_class_scores_are_the_levels_geometric_mean() -> None:
+    probabilities = torch.rand(2, 3, 5, generator=generator()) / 3
+    embeddings, classes, negatives = unit(5), unit(4, seed=1), unit(2, seed=2)
+    valid, levels = torch.tensor([True, True, False, True, True]), torch.tensor([0, 2, 2, 1, 2])
+    scores = decision.class_scores(probabilities, embeddings, valid, levels, classes, negatives, RULE)
+    per_query = class_probabilities(embeddings, classes, negatives, RULE.class_temperature)
     for row in range(2):
         for column in range(3):
-            votes, cast = [0.0] * 3, 0.0
-            for n in range(5):
-                if not valid[n]:
-                    continue
-                weights = [math.exp(20 * float(embeddings[n] @ t)) for t in [*classes, *negatives]]
-                vote = float(probabilities[row, column, n]) ** 2
-                cast += vote
-                for c in range(3):
-                    votes[c] += vote * weights[c] / sum(weights)
-            for c in range(3):
-                assert scores[row, column, c].item() == pytest.approx(votes[c] / cast, rel=1e-4)
-    assert (scores.sum(-1) <= 1 + 1e-6).all()
+            for c in range(4):
+                product = 1.0
+                for level in range(3):
+                    expected = sum(
+                        float(probabilities[row, column, n] * per_query[n, c])
+                        for n in range(5)
+                        if levels[n] == level and valid[n]
+                    )
+                    product *= expected + 1e-3
+                assert scores[row, column, c].item() == pytest.approx(product ** (1 / 3) - 1e-3, rel=1e-4, abs=1e-7)
+
+
+def test_one_level_that_merged_two_things_is_outvoted() -> None:
+    """Two levels know the pixel as class 0, the third takes it for part of class 1."""
+    classes, negatives = torch.eye(3)[:2], torch.eye(3)[2:]
+    embeddings, levels = classes[[0, 0, 1]], torch.tensor([0, 1, 2])
+    probabilities = torch.tensor([[0.7, 0.6, 1.0]])
+    valid = torch.ones(3, dtype=torch.bool)
+    scores = decision.class_scores(probabilities, embeddings, valid, levels, classes, negatives, RULE)
+    assert decision.class_map(scores).tolist() == [0]
 
 
 def test_duplicate_queries_do_not_change_class_votes() -> None:
@@ -113,16 +129,16 @@ def test_duplicate_queries_do_not_change_class_votes() -> None:
     probabilities = torch.rand(4, 3, generator=generator())
     embeddings, classes, negatives = unit(3), unit(2, seed=1), unit(2, seed=2)
     valid = torch.ones(3, dtype=torch.bool)
-    once = decision.class_scores(probabilities, embeddings, valid, classes, negatives, RULE)
+    once = decision.class_scores(probabilities, embeddings, valid, NONE[:3], classes, negatives, RULE)
     both = torch.cat([probabilities, probabilities], dim=-1)
-    twice = decision.class_scores(both, embeddings.repeat(2, 1), valid.repeat(2), classes, negatives, RULE)
+    twice = decision.class_scores(both, embeddings.repeat(2, 1), valid.repeat(2), NONE, classes, negatives, RULE)
     torch.testing.assert_close(once, twice)
 
 
 def test_pixels_nobody_holds_have_no_class() -> None:
     embeddings, classes, negatives = unit(3), unit(2, seed=1), unit(2, seed=2)
     for valid, probabilities in ((torch.zeros(3), torch.ones(4, 3)), (torch.ones(3), torch.zeros(4, 3))):
-        scores = decision.class_scores(probabilities, embeddings, valid.bool(), classes, negatives, RULE)
+        scores = decision.class_scores(probabilities, embeddings, valid.bool(), NONE[:3], classes, negatives, RULE)
         assert torch.equal(scores, torch.zeros(4, 2))
         assert (decision.class_map(scores) == -1).all()
 
@@ -154,3 +170,9 @@ def test_instance_map_without_levels_takes_the_most_probable() -> None:
         for column in range(4):
             best = max(range(6), key=lambda n: probabilities[row, column, n].item())
             assert found[row, column] == (best if probabilities[row, column, best] > 0.5 else -1)
+
+
+def test_phrase_map_keeps_weak_answers_and_leaves_the_rest_empty() -> None:
+    masks = torch.tensor([[True, False], [True, True], [False, True], [False, False]])
+    heat = torch.tensor([[0.43, 0.9], [0.5, 0.6], [0.9, 0.42], [0.9, 0.9]])
+    assert decision.phrase_map(masks, heat).tolist() == [0, 1, 1, -1]

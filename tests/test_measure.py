@@ -60,6 +60,18 @@ def test_what_figures_depend_on_is_said(measure: ModuleType) -> None:
         assert part in text
 
 
+def test_the_embedded_pair_has_tables_of_its_own(measure: ModuleType) -> None:
+    masks = {"mean_best_iou": 0.8123, "share_above_0.5": 0.9, "share_above_0.75": 0.7}
+    words = {"class_accuracy": 0.91, "colour_accuracy": 0.99, "phrases": 18, "regions": 600}
+    pair = {"pictures": 100, "SAM": masks | {"masks_per_picture": 41.6, "seconds_per_picture": 0.5}, "crops": words}
+    text = measure.markdown({"pair": pair})
+    (row,) = rows(text.split("\n\n")[0])
+    assert (row["automatic masks"], row["mean best IoU"], row["masks a picture"]) == ("SAM", "0.812", "42")
+    (row,) = rows(text.split("\n\n")[1])
+    assert (row["regions"], row["class accuracy"], row["colour accuracy"]) == ("crops", "0.910", "0.990")
+    assert "100 rendered pictures" in text and "18 class phrases" in text
+
+
 def test_the_block_alone_is_replaced_and_again(measure: ModuleType) -> None:
     text = f"before\n{measure.BEGIN}\nold\n{measure.END}\nafter\n"
     once = measure.replace_block(text, "new | table")

@@ -205,10 +205,17 @@ def test_valid_queries_have_enough_support_and_a_share_of_the_most() -> None:
     assert head.valid(100.0, min_share=0.15).sum() == 0
 
 
+def test_a_thing_few_views_see_needs_fewer_matches() -> None:
+    head = small_head()
+    head.support[:4] = torch.tensor([60.0, 4.0, 4.0, 2.0])
+    head.visible[:4] = torch.tensor([60.0, 5.0, 60.0, 2.0])
+    assert head.valid(3.0, min_share=0.15).nonzero().ravel().tolist() == [0, 1]
+
+
 def test_adopted_queries_have_direction_and_support() -> None:
     head = small_head()
     assert not head.valid(1.0).any()
-    head.adopt(3, torch.tensor([0.0, 0.0, 3.0, 4.0, 0.0]), 5)
+    head.adopt(3, torch.tensor([0.0, 0.0, 3.0, 4.0, 0.0]), 5, 7)
     torch.testing.assert_close(head.embeddings[3].detach(), torch.tensor([0.0, 0.0, 0.6, 0.8, 0.0]))
     assert head.valid(5.0).nonzero().ravel().tolist() == [3]
     assert not head.valid(5.5).any()
@@ -224,7 +231,7 @@ def test_state_dict_round_trip_with_another_embedding_size(parametrisation: str)
     torch.manual_seed(0)
     trained = small_head(parametrisation, embedding_dim=7)
     if parametrisation == "table":
-        trained.adopt(2, torch.ones(7), 4)
+        trained.adopt(2, torch.ones(7), 4, 4)
     state = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
     opened = small_head(parametrisation, embedding_dim=1)
     parameters = dict(opened.named_parameters())

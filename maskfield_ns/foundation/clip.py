@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from maskfield_ns.errors import WeightsError
 from maskfield_ns.foundation.config import OpenClipConfig, TinyClipConfig, describe
 from maskfield_ns.foundation.crops import masked_crops
-from maskfield_ns.foundation.dense import dense_features, pool_features, supports_dense
+from maskfield_ns.foundation.dense import dense_features, dense_input, pool_features, supports_dense
 from maskfield_ns.foundation.weights import as_local_file
 
 Tokenizer = Callable[[list[str]], Tensor]
@@ -40,7 +40,7 @@ class ClipEmbedder:
         identity: name and weights, for the fingerprint.
 
     Raises:
-        WeightsError: `region_mode="dense"` with an image tower that is not a plain vision transformer.
+        WeightsError: `region_mode="dense"` with an image tower that is neither a plain vision transformer nor a ResNet.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ClipEmbedder:
         self.identity = {"name": "open-clip"} if identity is None else dict(identity)
         if self.config.region_mode == "dense" and not supports_dense(self.model.visual):
             raise WeightsError(
-                "region_mode 'dense' needs an OpenCLIP vision transformer (such as ViT-B-16) as image tower, "
+                "region_mode 'dense' needs an OpenCLIP vision transformer (such as ViT-B-16) or ResNet as image tower, "
                 f"not {type(model.visual).__name__}: use region_mode 'masked_crops' with this model"
             )
         self._texts: OrderedDict[str, Float32[np.ndarray, " C"]] = OrderedDict()
@@ -124,10 +124,10 @@ class ClipEmbedder:
     def dense_map(self, image: UInt8[np.ndarray, "H W 3"]) -> Float32[Tensor, "C h w"]:
         """Unit-length patch features of one RGB picture, in about its aspect ratio (see :mod:`.dense`).
 
-        The shorter side becomes the model's input size.
+        The shorter side becomes the model's input size, or four times that for a residual network.
         """
-        patch_rows, patch_columns = self.model.visual.patch_size
-        scale = self.image_size / min(image.shape[:2])
+        side, (patch_rows, patch_columns) = dense_input(self.model.visual, self.image_size)
+        scale = side / min(image.shape[:2])
         height = max(1, round(image.shape[0] * scale / patch_rows)) * patch_rows
         width = max(1, round(image.shape[1] * scale / patch_columns)) * patch_columns
         resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)

@@ -170,11 +170,11 @@ class TinySamConfig(MaskGeneratorConfig):
     """Point prompts along each side of the picture; their number is the square of it."""
     points_per_batch: int = 64
     """Prompts decoded at once: memory against speed, no effect on the masks."""
-    pred_iou_thresh: float = 0.45
+    pred_iou_thresh: float = 0.3
     """Drop masks whose predicted IoU is not above this; lower than for the full-size models, whose masks are better."""
-    stability_thresh: float = 0.4
+    stability_thresh: float = 0.2
     """Drop masks whose stability is below this."""
-    score_thresh: float = 0.2
+    score_thresh: float = 0.1
     """Drop masks whose stability times predicted IoU is not above this."""
     min_region_area: int = 20
     """Holes and islands of fewer pixels than this (in the picture, reduced) are filled or removed."""
@@ -207,9 +207,9 @@ class RegionsConfig(ProposerConfig):
     """Scales of observation, ascending: larger values, larger regions. Spread over the levels, smallest: subpart."""
     sigma: float = 0.8
     """Gaussian smoothing before segmentation, in pixels of the (reduced) picture."""
-    min_region_area: int = 150
+    min_region_area: int = 70
     """Smaller regions are merged into a neighbour, in pixels of the (reduced) picture."""
-    max_side: int = 480
+    max_side: int = 320
     """Regions are computed on the picture reduced to this longer side, in pixels."""
     overlap_thresh: float = 0.8
     """Of two regions of one level that overlap by more than this IoU, keep the more stable."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +17,8 @@ POOL_SIDE = 128
 
 def supports_dense(visual: nn.Module) -> bool:
     """Whether an image tower has what :func:`dense_features` takes apart."""
+    if isinstance(visual, ModifiedResNet):
+        return visual.attnpool is not None
     return (
         isinstance(visual, VisionTransformer)
         and visual.attn_pool is None
@@ -23,16 +26,45 @@ def supports_dense(visual: nn.Module) -> bool:
     )
 
 
-def dense_features(visual: VisionTransformer, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+def dense_input(visual: Any, image_size: int) -> tuple[int, tuple[int, int]]:
+    """(shorter side of the picture in pixels, stride of the features in rows and columns).
+
+    A residual network reduces its input 32-fold and has no positions before its pooling, so that it may see a larger
+    picture than it was trained on; a vision transformer stays at its own size.
+    """
+    if isinstance(visual, ModifiedResNet):
+        return 4 * image_size, (32, 32)
+    return image_size, visual.patch_size
+
+
+def dense_features(visual: Any, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
     """Unit-length patch features in the joint image-text space.
+
+    Args:
+        visual: an image tower for which :func:`supports_dense` holds, in evaluation mode.
+        pixels: normalised pictures; H and W are multiples of the stride (:func:`dense_input`), in any aspect ratio.
+    """
+    if isinstance(visual, ModifiedResNet):
+        return _resnet_features(visual, pixels)
+    return _transformer_features(visual, pixels)
+
+
+def _resnet_features(visual: Any, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+    """The value path of the attention pooling at every place, as 1x1 convolutions (Zhou et al., ECCV 2022, sec. 3)."""
+    maps = visual.stem(pixels)
+    for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+        maps = layer(maps)
+    pool = visual.attnpool
+    features = pool.c_proj(pool.v_proj(maps.permute(0, 2, 3, 1)))
+    return F.normalize(features.float(), dim=-1).permute(0, 3, 1, 2)
+
+
+def _transformer_features(visual: VisionTransformer, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+    """The value path of the last block alone.
 
     The last block's attention is replaced by its value path alone (Zhou et al., "Extract Free Dense Labels from
     CLIP", ECCV 2022, in the form without residual that F3RM and FeatUp use), so that a patch describes itself rather
     than the whole picture. Positions are interpolated to the input's grid.
-
-    Args:
-        visual: an OpenCLIP vision transformer for which :func:`supports_dense` holds, in evaluation mode.
-        pixels: normalised pictures; H and W are multiples of the patch size, in any aspect ratio.
     """
     tokens = visual.conv1(pixels)
     batch, width, rows, columns = tokens.shape

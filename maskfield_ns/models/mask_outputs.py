@@ -102,14 +102,12 @@ def _pictures(
     if active is None or not active.phrases:
         pictures["class_map"] = dark
         return pictures
-    embeddings, scores = head.embeddings[used], active.scores[:, used]
-    votes = decision.class_scores(probabilities, embeddings, valid, active.classes, active.negatives, rule)
-    found = torch.tensor(active.found(rule), device=votes.device)
-    best = decision.class_map(votes * found, minimum=0.5)
+    scores = active.scores[:, used]
+    heat = decision.heat_map(probabilities, scores, head.levels[used], rule)
+    masks = decision.phrase_masks(heat, scores, rule)
+    best = decision.phrase_map(masks, heat)
     table = palette(len(active.phrases), rgb.device)
     pictures["class_map"] = torch.where(best[..., None] >= 0, table[best.clamp(min=0)], dark)
-    heat = decision.heat_map(probabilities, scores)
-    masks = decision.phrase_masks(probabilities, decision.select_queries(scores, rule))
     grey = rgb.mean(-1, keepdim=True) * 0.35
     for i in range(len(active.phrases)):
         pictures[f"relevancy_{i}"] = heat[..., i : i + 1]
@@ -134,7 +132,7 @@ class ViewAnswer:
     relevancy: np.ndarray
     """float32 [T, H, W] in 0..1"""
     classes: np.ndarray
-    """int [H, W] index into the class list, when one was given"""
+    """int [H, W] index into the class list; without one the phrase that answers the pixel, -1 where none does"""
 
 
 @torch.no_grad()
@@ -144,15 +142,10 @@ def answer_view(
     active: ActiveQuery,
     class_embeddings: Float[Tensor, "N C"] | None,
     rule: DecisionRule,
-    class_minimum: float = 0.0,
 ) -> ViewAnswer:
-    """Masks and relevancy of the active phrases, and a class map over a class list.
-
-    Args:
-        class_minimum: a pixel whose best class has no larger score than this gets none.
-    """
+    """Masks and relevancy of the active phrases, and a class map over a class list or over the phrases."""
     rows = max(1, _CHUNK_PIXELS // features.shape[1])
-    parts = [_answer(part, head, active, class_embeddings, rule, class_minimum) for part in features.split(rows)]
+    parts = [_answer(part, head, active, class_embeddings, rule) for part in features.split(rows)]
     return ViewAnswer(
         np.concatenate([part.masks for part in parts], axis=1),
         np.concatenate([part.relevancy for part in parts], axis=1),
@@ -166,17 +159,19 @@ def _answer(
     active: ActiveQuery,
     class_embeddings: Float[Tensor, "N C"] | None,
     rule: DecisionRule,
-    class_minimum: float,
 ) -> ViewAnswer:
     used, valid = _used(head, rule)
     probabilities, scores = head.probabilities(features, used), active.scores[:, used]
-    masks = decision.phrase_masks(probabilities, decision.select_queries(scores, rule))
-    heat = decision.heat_map(probabilities, scores)
-    classes = torch.full(features.shape[:2], -1)
+    heat = decision.heat_map(probabilities, scores, head.levels[used], rule)
+    masks = decision.phrase_masks(heat, scores, rule)
+    classes = decision.phrase_map(masks, heat)
     if class_embeddings is not None and len(class_embeddings):
         embeddings = head.embeddings[used]
-        votes = decision.class_scores(probabilities, embeddings, valid, class_embeddings, active.negatives, rule)
-        classes = decision.class_map(votes, class_minimum)
+        levels = head.levels[used]
+        votes = decision.class_scores(
+            probabilities, embeddings, valid, levels, class_embeddings, active.negatives, rule
+        )
+        classes = decision.class_map(votes)
     return ViewAnswer(
         masks.permute(2, 0, 1).cpu().numpy(), heat.permute(2, 0, 1).float().cpu().numpy(), classes.cpu().numpy()
     )

@@ -39,6 +39,8 @@ class MaskStageConfig:
     """Pooled IoU at which two groups of masks are taken for one thing."""
     min_views: int = 3
     """A thing must be found in at least this many training views to get a query."""
+    trust_power: float = 4.0
+    """A mask's CLIP vector counts by its agreement (IoU) with its group to this power; 0: all count alike."""
     rematch_every: int = 0
     """With the consensus rule: from ``rematch_after`` on, match again each time a view comes up (1) or never (0)."""
     rematch_after: int = 200
@@ -65,6 +67,8 @@ class ViewState:
     """[K] query per explained mask."""
     masks: Tensor
     """[K] index of the mask."""
+    trust: Tensor
+    """[K] how much the mask's CLIP vector says about the query, in [0, 1]."""
 
 
 @dataclass
@@ -98,7 +102,7 @@ class MaskStage:
         targets = [self.views[v] for v in range(len(self.views))]
         # Rays that the capture's own masks exclude see nothing that counts.
         cells = [np.where(t.valid.ravel(), self.surface_cells(v).cpu().numpy(), -1) for v, t in enumerate(targets)]
-        explained: list[list[tuple[int, int]]] = [[] for _ in cells]
+        explained: list[list[tuple[int, int, float]]] = [[] for _ in cells]
         for level in range(len(LEVELS)):
             of_level = [np.nonzero(t.levels == level)[0] for t in targets]
             level_views = [
@@ -112,17 +116,19 @@ class MaskStage:
                 if not adopt and self.head.support[query] == 0:
                     continue  # masks were grouped differently when the run was started: this query was not in use
                 total = torch.zeros(self.head.embeddings.shape[-1])
-                for view, local in group.members:
+                for (view, local), agreement in zip(group.members, group.agreement, strict=True):
                     k = int(of_level[view][local])
-                    explained[view].append((query, k))
-                    weight = float(targets[view].areas[k]) ** 0.5 * float(targets[view].scores[k])
+                    # A mask that holds half of the thing or its neighbour too has a CLIP vector of something else.
+                    trust = agreement**self.config.trust_power
+                    explained[view].append((query, k, trust))
+                    weight = trust * float(targets[view].areas[k]) ** 0.5 * float(targets[view].scores[k])
                     total += weight * torch.from_numpy(targets[view].embeddings[k])
                 if adopt:
-                    self.head.adopt(query, total.to(self.head.support.device), group.views)
+                    self.head.adopt(query, total.to(self.head.support.device), group.views, group.visible)
         device = self.head.support.device
         for view, pairs in enumerate(explained):
-            table = torch.tensor(pairs, dtype=torch.long, device=device).reshape(-1, 2)
-            self.states[view] = ViewState(table[:, 0], table[:, 1])
+            table = torch.tensor(pairs, dtype=torch.float64, device=device).reshape(-1, 3)
+            self.states[view] = ViewState(table[:, 0].long(), table[:, 1].long(), table[:, 2].float())
 
     def losses(
         self, view: int, features: Float[Tensor, "P channels"]
@@ -191,7 +197,7 @@ class MaskStage:
         losses = {
             "mask_cross_entropy": cfg.focal_weight * torch.stack(cross_entropy).mean(),
             "mask_dice": cfg.dice_weight * torch.cat(dice).mean(),
-            "mask_clip": cfg.clip_weight * (1 - cosine).mean(),
+            "mask_clip": cfg.clip_weight * (state.trust * (1 - cosine)).mean(),
         }
         figures = {"masks_explained": len(state.masks) / len(targets.masks)}
         if len(seen_iou := torch.cat(iou)):
@@ -217,7 +223,8 @@ class MaskStage:
             queries.append(bank[rows])
             masks.append(chosen[columns])
         if queries:
-            self.states[view] = ViewState(torch.cat(queries), torch.cat(masks))
+            chosen = torch.cat(queries)
+            self.states[view] = ViewState(chosen, torch.cat(masks), torch.ones_like(chosen, dtype=torch.float32))
 
     def _reference(
         self, view: int, features: Float[Tensor, "P channels"], targets: TargetTensors

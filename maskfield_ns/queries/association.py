@@ -31,6 +31,10 @@ class Group:
 
     members: list[tuple[int, int]]
     """(view, mask) pairs."""
+    visible: int
+    """How many views see at least half of what one of its masks covers, whether a mask was proposed there or not."""
+    agreement: tuple[float, ...]
+    """Per member the IoU with what most of the group's views say, on the cells its view sees; in [0, 1]."""
 
     @property
     def views(self) -> int:
@@ -56,6 +60,23 @@ def mask_cells(views: list[ViewMasks], num_cells: int) -> tuple[sp.csr_matrix, s
         seen.append(_ones(np.zeros_like(own), own, (1, num_cells)))
         view_of += [view] * len(item.masks)
     return sp.csr_matrix(sp.vstack(members)), sp.csr_matrix(sp.vstack(seen)), np.array(view_of, dtype=int)
+
+
+def _compact(matrix: sp.csr_matrix, columns: Int[np.ndarray, " C"]) -> sp.csr_matrix:
+    """Some columns (ascending) of a matrix of ones, without a table over all columns."""
+    place = np.searchsorted(columns, matrix.indices)
+    kept = columns[np.minimum(place, max(0, len(columns) - 1))] == matrix.indices if len(columns) else place < 0
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    return _ones(rows[kept], place[kept], (matrix.shape[0], len(columns)))
+
+
+def consensus_iou(masks: sp.csr_matrix, seen: sp.csr_matrix) -> Float[np.ndarray, " K"]:
+    """IoU of each of K masks [K, cells] with the cells that most of them cover, where they are seen [K, cells]."""
+    votes, chances = np.asarray(masks.sum(0)).ravel(), np.asarray(seen.sum(0)).ravel()
+    consensus = (votes > 0.5 * chances).astype(np.float64)
+    common = masks @ consensus
+    union = np.asarray(masks.sum(1)).ravel() + seen @ consensus - common
+    return np.divide(common, union, out=np.zeros(len(common)), where=union > 0)
 
 
 def _ones(rows: Int[np.ndarray, " N"], columns: Int[np.ndarray, " N"], shape: tuple[int, int]) -> sp.csr_matrix:
@@ -84,6 +105,9 @@ def associate(
     if not views:
         return []
     members, seen, view_of = mask_cells(views, num_cells)
+    # Only cells that some mask covers matter from here on; dense vectors over all millions of them would be slow.
+    used = np.unique(members.indices)
+    members, seen = _compact(members, used), _compact(seen, used)
     k, v = len(view_of), len(views)
     first = np.searchsorted(view_of, np.arange(v))
     label = [(int(view), int(i - first[view])) for i, view in enumerate(view_of)]
@@ -138,5 +162,12 @@ def associate(
         for other, value in overlap[merged].items():
             overlap[other][merged] = value
         push(merged, only_larger=False)
-    groups = [Group(sorted(label[i] for i in clusters[c])) for c in np.nonzero(alive[: len(clusters)])[0]]
+    groups = []
+    for c in np.nonzero(alive[: len(clusters)])[0]:
+        own = count[c] > 0
+        # visible[c] sums over masks: divided by their number it is the share of an average mask that a view sees.
+        sees = visible[c] / count[c].sum() >= 0.5 * sizes[clusters[c]].mean()
+        chosen = np.sort(clusters[c])  # masks are numbered by view, then place: the order of their labels
+        agreement = consensus_iou(sp.csr_matrix(members[chosen]), sp.csr_matrix(seen[view_of[chosen]]))
+        groups.append(Group([label[i] for i in chosen], int((own | sees).sum()), tuple(agreement.tolist())))
     return sorted((g for g in groups if g.views >= min_views), key=lambda g: (-g.views, g.members))

@@ -14,18 +14,26 @@ from torch import Tensor
 from maskfield_ns.queries.relevancy import class_probabilities, relevancy
 
 
+_FLOOR = 1e-3
+"""What a level grants a class it knows nothing of: without it one silent level would veto all others."""
+
+
 @dataclass(frozen=True)
 class DecisionRule:
     """How relevancies become answers. The figures were measured by scripts/measure_threshold.py."""
 
-    found_threshold: float = 0.42
+    found_threshold: float = 0.35
     """A phrase whose best query stays below this relevancy names nothing in the scene."""
     window: float = 0.15
-    """Queries this close to the best one answer too ("mug" with two mugs on the table)."""
+    """Queries this close to the best one are selected too ("mug" with two mugs on the table)."""
+    mask_share: float = 0.3
+    """A pixel answers when its relevancy is at least this share of the best query's."""
+    levels_agreeing: int = 2
+    """How many of the mask levels must find a pixel relevant: the mean of that many best ones counts."""
     min_support: float = 3.0
     """Queries matched in fewer training views stand for nothing."""
     min_share: float = 0.15
-    """Nor do queries matched in less than this share of the views of the query found most often."""
+    """Nor do queries matched in less than this share of the training views that see their place."""
     temperature: float = 10.0
     """LERF's factor on cosines."""
     class_temperature: float = 20.0
@@ -49,30 +57,81 @@ def select_queries(scores: Float[Tensor, "T Q"], rule: DecisionRule) -> Bool[Ten
     return (scores >= rule.found_threshold) & (scores >= best - rule.window)
 
 
-def heat_map(probabilities: Float[Tensor, "*batch Q"], scores: Float[Tensor, "T Q"]) -> Float[Tensor, "*batch T"]:
-    """Relevancy per pixel: the best mixture of "inside this mask" and "this mask answers the phrase", in [0, 1]."""
-    # One phrase at a time: a [..., T, Q] tensor would be gigabytes for a photograph.
-    return torch.stack([(probabilities * row).amax(dim=-1) for row in scores], dim=-1)
+def heat_map(
+    probabilities: Float[Tensor, "*batch Q"],
+    scores: Float[Tensor, "T Q"],
+    levels: Int64[Tensor, " Q"],
+    rule: DecisionRule,
+) -> Float[Tensor, "*batch T"]:
+    """Relevancy per pixel, in [0, 1].
+
+    Within a level the things exclude each other, so a pixel's relevancy is the expectation over what it may belong to.
+    Levels are opinions on the same pixel: the mean of the best ``rule.levels_agreeing`` of them counts, because a
+    thing that only one level knows is often a slip of the grouping. Queries without a level are opinions each.
+
+    Args:
+        probabilities: how much each pixel belongs to each query.
+        scores: relevancy of each query to each phrase.
+        levels: level of each query, -1 for none.
+        rule: how many levels must agree.
+    """
+    opinions = []
+    for level in sorted(set(levels.tolist())):
+        of_level = levels == level
+        inside, relevant = probabilities[..., of_level], scores[:, of_level]
+        if level >= 0:
+            opinions.append(inside @ relevant.T)
+        else:
+            # One phrase at a time: a [..., T, Q] tensor would be gigabytes for a photograph.
+            opinions.append(torch.stack([(inside * row).amax(dim=-1) for row in relevant], dim=-1))
+    best = torch.stack(opinions).topk(min(rule.levels_agreeing, len(opinions)), dim=0).values
+    return best.mean(dim=0)
 
 
-def phrase_masks(probabilities: Float[Tensor, "*batch Q"], selected: Bool[Tensor, "T Q"]) -> Bool[Tensor, "*batch T"]:
-    """Pixels inside any selected query; a phrase without a selected query has an empty mask."""
-    inside = (probabilities > 0.5).to(torch.float32)
-    return inside @ selected.to(inside).T > 0.5
+def phrase_masks(
+    heat: Float[Tensor, "*batch T"], scores: Float[Tensor, "T Q"], rule: DecisionRule
+) -> Bool[Tensor, "*batch T"]:
+    """Pixels that answer each phrase: their relevancy is a fair share of the best query's; none where nothing answers.
+
+    The yardstick is the scene's best query, not the view's best pixel: a view without the thing has an empty mask.
+    """
+    best = scores.amax(dim=1)
+    return (heat >= rule.mask_share * best) & (best >= rule.found_threshold)
+
+
+def phrase_map(masks: Bool[Tensor, "*batch T"], heat: Float[Tensor, "*batch T"]) -> Int64[Tensor, "*batch"]:
+    """The phrase that answers each pixel best among those whose masks hold it; -1 outside all masks."""
+    best = heat.masked_fill(~masks, -1.0).max(dim=-1)
+    return torch.where(masks.any(dim=-1), best.indices, torch.full_like(best.indices, -1))
 
 
 def class_scores(
     probabilities: Float[Tensor, "*batch Q"],
     embeddings: Float[Tensor, "Q C"],
     valid: Bool[Tensor, " Q"],
+    levels: Int64[Tensor, " Q"],
     classes: Float[Tensor, "N C"],
     negatives: Float[Tensor, "K C"],
     rule: DecisionRule,
 ) -> Float[Tensor, "*batch N"]:
-    """Votes per class: sum over queries of "inside" times "is this class", normalised by the votes cast."""
+    """Score per class, in [0, 1]; 0 for every class where no valid query holds the pixel.
+
+    Each level expects a class from what the pixel may belong to; levels are pooled by their geometric mean (a
+    logarithmic opinion pool), so that one level that merged two things cannot outvote two that did not.
+    """
     per_query = class_probabilities(embeddings, classes, negatives, rule.class_temperature) * valid[:, None]
-    votes = (probabilities * valid) ** 2
-    return votes @ per_query / votes.sum(-1, keepdim=True).clamp(min=1e-6)
+    opinions = []
+    for level in sorted(set(levels.tolist())):
+        of_level = levels == level
+        inside, meaning = probabilities[..., of_level], per_query[of_level]
+        if level < 0:
+            # Queries without a level do not exclude each other: the surest count most, and votes are normalised.
+            inside = (inside * valid[of_level]) ** 2
+            inside = inside / inside.sum(-1, keepdim=True).clamp(min=1e-6)
+        opinions.append(inside @ meaning)
+    said = torch.stack(opinions)
+    pooled = (said + _FLOOR).log().mean(dim=0).exp() - _FLOOR
+    return torch.where((said > 0).any(dim=0), pooled.clamp(min=0), 0.0)
 
 
 def class_map(scores: Float[Tensor, "*batch N"], minimum: float = 0.0) -> Int64[Tensor, "*batch"]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from maskfield_ns.errors import CheckpointError
 from maskfield_ns.foundation.protocols import LEVELS
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the checkpoint layout; raised when a stored tensor changes its meaning."""
 
 _LOGIT_SCALE = 10.0
@@ -58,6 +58,7 @@ class QueryHead(nn.Module):
 
     schema_version: Tensor
     support: Tensor
+    visible: Tensor
     levels: Tensor
 
     def __init__(
@@ -72,6 +73,7 @@ class QueryHead(nn.Module):
         self.num_queries, self.feature_dim, self.parametrisation = num_queries, feature_dim, parametrisation
         self.register_buffer("schema_version", torch.tensor(SCHEMA_VERSION))
         self.register_buffer("support", torch.zeros(num_queries))
+        self.register_buffer("visible", torch.zeros(num_queries))
         of_level = torch.arange(num_queries) * len(LEVELS) // num_queries
         self.register_buffer("levels", of_level if by_level else torch.full((num_queries,), -1))
         if parametrisation == "table":
@@ -183,16 +185,25 @@ class QueryHead(nn.Module):
     def valid(self, min_support: float, min_share: float = 0.0) -> Tensor:
         """[Q] bool: queries that stand for something.
 
-        Those matched in at least ``min_support`` training views, and in at least ``min_share`` of the views of the
-        query found most often: what turns up in three views of sixty is a slip of the proposer.
+        Those matched in at least ``min_support`` training views, and in at least ``min_share`` of the views that see
+        the place (of the query matched most often, where visibility is not known): what was proposed in three views
+        of the sixty that look at it is a slip of the proposer.
         """
-        return self.support >= torch.clamp(min_share * self.support.max(), min=min_support)
+        chances = torch.where(self.visible > 0, self.visible, self.support.max())
+        return self.support >= torch.clamp(min_share * chances, min=min_support)
 
     @torch.no_grad()
-    def adopt(self, index: int, embedding: Float[Tensor, " C"], support: float) -> None:
-        """Makes a query stand for a group of masks found before training: its CLIP vector and its support."""
+    def adopt(self, index: int, embedding: Float[Tensor, " C"], support: float, visible: float) -> None:
+        """Makes a query stand for a group of masks found before training.
+
+        Args:
+            index: the query.
+            embedding: its CLIP vector, of any length.
+            support: views in which it was found.
+            visible: views that see its place.
+        """
         self.semantic_table[index] = F.normalize(embedding, dim=-1)
-        self.support[index] = support
+        self.support[index], self.visible[index] = support, visible
 
 
 def check_checkpoint(state: dict[str, Tensor], head: QueryHead) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 IMAGE_SIZE = 64
 EMBED_DIM = 128
+VISION_LAYERS = (2, 2, 2, 2)
+VISION_WIDTH = 16
 CONTEXT_LENGTH = 16
 UNKNOWN_BUCKETS = 128
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -72,9 +74,7 @@ def build_tiny_clip(vocab_size: int) -> CLIP:
 
     return CLIP(
         embed_dim=EMBED_DIM,
-        vision_cfg=CLIPVisionCfg(
-            layers=6, width=128, head_width=32, mlp_ratio=3.0, patch_size=8, image_size=IMAGE_SIZE
-        ),
+        vision_cfg=CLIPVisionCfg(layers=VISION_LAYERS, width=VISION_WIDTH, image_size=IMAGE_SIZE),  # pyright: ignore[reportArgumentType]
         text_cfg=CLIPTextCfg(context_length=CONTEXT_LENGTH, vocab_size=vocab_size, width=96, heads=4, layers=2),
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
 from maskfield_ns.errors import WeightsError
 from maskfield_ns.foundation.tiny import packaged_weights
@@ -16,8 +17,36 @@ if TYPE_CHECKING:
 
 IMAGE_SIZE = 160
 PATCH_SIZE = 8
-ENCODER = {"embed_dim": 160, "depth": 6, "num_heads": 5, "window_size": 10, "global_attn_indexes": (2, 5)}
-DECODER_DIM = 96
+ENCODER = {"embed_dim": 160, "depth": 5, "num_heads": 5, "window_size": 10, "global_attn_indexes": (2, 4)}
+STEM_WIDTHS = (32, 64, 128)
+DECODER_DIM = 128
+
+
+class ConvStem(nn.Module):
+    """Patch embedding by strided convolutions (Xiao et al., "Early Convolutions Help Transformers See Better", 2021).
+
+    Takes the place of ``ImageEncoderViT.patch_embed``: [B, 3, H, W] -> [B, H / 8, W / 8, C]. A transformer this small,
+    trained for hours rather than weeks, does not find edges by itself.
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        a, b, c = STEM_WIDTHS
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(i, o, 3, stride=2, padding=1), nn.GroupNorm(4, o), nn.GELU())
+            for i, o in ((3, a), (a, b), (b, c))
+        )
+        self.refine = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(w, w, 3, padding=1), nn.GroupNorm(4, w), nn.GELU()) for w in (b, c)
+        )
+        self.project = nn.Conv2d(c, embed_dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stages[0](x)
+        for stage, refine in zip(self.stages[1:], self.refine, strict=True):
+            x = stage(x)
+            x = x + refine(x)
+        return self.project(x).permute(0, 2, 3, 1)
 
 
 def build_tiny_sam() -> Sam:
@@ -25,7 +54,7 @@ def build_tiny_sam() -> Sam:
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
     grid = IMAGE_SIZE // PATCH_SIZE
-    return Sam(
+    sam = Sam(
         image_encoder=ImageEncoderViT(
             img_size=IMAGE_SIZE,
             patch_size=PATCH_SIZE,
@@ -45,11 +74,13 @@ def build_tiny_sam() -> Sam:
             transformer=TwoWayTransformer(depth=2, embedding_dim=DECODER_DIM, mlp_dim=256, num_heads=4),
             transformer_dim=DECODER_DIM,
             iou_head_depth=3,
-            iou_head_hidden_dim=96,
+            iou_head_hidden_dim=128,
         ),
         pixel_mean=[123.675, 116.28, 103.53],
         pixel_std=[58.395, 57.12, 57.375],
     )
+    sam.image_encoder.patch_embed = ConvStem(ENCODER["embed_dim"])  # pyright: ignore[reportAttributeAccessIssue]
+    return sam
 
 
 def load_tiny_sam(weights: Path | None = None, device: str | torch.device = "cpu") -> Sam:
