@@ -13,7 +13,6 @@ from torch import Tensor
 
 from maskfield_ns.queries.relevancy import class_probabilities, relevancy
 
-
 _FLOOR = 1e-3
 """What a level grants a class it knows nothing of: without it one silent level would veto all others."""
 
