@@ -1,0 +1,145 @@
+"""Blending, front to back: from tile lists and features to an image.
+
+Semantics of gsplat: alpha = min(0.999, opacity * exp(-sigma)), left out below 1/255; a pixel stops before the Gaussian
+that would bring its transmittance to 1e-4 or less. A stopped pixel keeps its transmittance with a negative sign.
+
+Gaussians go through a tile in batches. The weights of a batch are computed one pixel row (sixteen lanes) at a time and
+listed per row; then each row's list is multiplied with the features, a block of channels in registers at a time.
+"""
+
+import numpy as np
+
+from maskfield_ns.splatting.blocks import make_mix, make_unpack
+from maskfield_ns.splatting.compiling import kernel
+from maskfield_ns.splatting.simd import bits, exp2, fma, iota, load, lowest_bit, select, splat, store, take_next, vabs, vmin
+
+TILE = 16
+BATCH = 32
+ALPHA_MAX = np.float32(0.999)
+ALPHA_MIN = np.float32(1 / 255)
+STOP = np.float32(1e-4)
+
+mix8, mix4, mix3, mix2, mix1 = (make_mix(n) for n in (8, 4, 3, 2, 1))
+unpack8, unpack4, unpack3, unpack2, unpack1 = (make_unpack(n) for n in (8, 4, 3, 2, 1))
+
+
+@kernel
+def blend(counter, bands, size, tiles, order, records, slot_owner, entry_slot, entry_rows, tile_start, features,
+          channels, background, image, transmittance):  # fmt: skip
+    """image [H, W, channels] and transmittance [H, W] of one camera; features [N, channels], background [channels]."""
+    width, height, columns = size[0], size[1], tiles[0]
+    space = np.empty(16 * 16 * channels + 16, np.float32)
+    skip = (64 - space.ctypes.data % 64) % 64 // 4
+    total = space[skip : skip + 16 * 16 * channels]  # [row, channel, lane]
+    space = np.empty(BATCH * 16 * 16 + 16, np.float32)
+    skip = (64 - space.ctypes.data % 64) % 64 // 4
+    weights = space[skip : skip + BATCH * 16 * 16]  # [pair, lane]
+    left_over = np.empty((16, 16), np.float32)  # transmittance [row, lane]
+    edge = np.empty(16 * channels, np.float32)
+    pairs = np.empty((16 * BATCH, 2), np.int32)  # per row: place in `weights`, Gaussian
+    listed = np.zeros(16, np.int64)
+    lane = iota()
+    full_blocks = channels // 8 * 8
+    while True:
+        band = take_next(counter)
+        if band >= bands:
+            break
+        rows = min(TILE, height - band * TILE)
+        for column in range(columns):
+            pixels = min(TILE, width - column * TILE)
+            total[:] = 0
+            start_value = select(lane < np.float32(pixels), splat(1.0), splat(-1.0))
+            for row in range(16):
+                store(left_over, row * 16, start_value)
+            alive = (1 << rows) - 1
+            entry, end = tile_start[band * columns + column, 0], tile_start[band * columns + column, 1]
+            while entry < end and alive != 0:
+                batch_end = min(entry + BATCH, end)
+                used = 0
+                for row in range(16):
+                    listed[row] = 0
+                while entry < batch_end:
+                    wanted = np.int64(entry_rows[entry]) & alive
+                    owner = np.int64(slot_owner[entry_slot[entry]])
+                    entry += 1
+                    if wanted == 0:
+                        continue
+                    x = records[owner, 0] - np.float32(column * TILE) - np.float32(0.5)
+                    y = records[owner, 1] - np.float32(band * TILE) - np.float32(0.5)
+                    a, m, e, level = records[owner, 2], records[owner, 3], records[owner, 4], records[owner, 5]
+                    gaussian = order[owner]
+                    steep = splat(-a)
+                    while wanted != 0:
+                        row = lowest_bit(wanted)
+                        wanted &= wanted - 1
+                        dy = np.float32(row) - y
+                        u = lane - (x - m * dy)
+                        power = fma(u * u, steep, splat(level - e * dy * dy))
+                        alpha = vmin(exp2(power), splat(ALPHA_MAX))
+                        before = load(left_over, row * 16)
+                        after = fma(-alpha, before, before)
+                        hit = alpha >= ALPHA_MIN
+                        passed = after > STOP
+                        drawn = hit & passed
+                        if bits(drawn) != 0:
+                            store(weights, used * 16, select(drawn, alpha * before, splat(0.0)))
+                            place = row * BATCH + listed[row]
+                            pairs[place, 0] = used
+                            pairs[place, 1] = gaussian
+                            listed[row] += 1
+                            used += 1
+                        now = select(drawn, after, select(hit, -vabs(before), before))
+                        store(left_over, row * 16, now)
+                        if bits(now > np.float32(0)) == 0:
+                            alive &= ~(1 << row)
+                channel = 0
+                while channel < full_blocks:
+                    for row in range(rows):
+                        mix8(total, (row * channels + channel) * 16, weights, pairs, row * BATCH, listed[row],
+                             features, channels, channel)  # fmt: skip
+                    channel += 8
+                if channels - channel >= 4:
+                    for row in range(rows):
+                        mix4(total, (row * channels + channel) * 16, weights, pairs, row * BATCH, listed[row],
+                             features, channels, channel)  # fmt: skip
+                    channel += 4
+                if channels - channel == 3:
+                    for row in range(rows):
+                        mix3(total, (row * channels + channel) * 16, weights, pairs, row * BATCH, listed[row],
+                             features, channels, channel)  # fmt: skip
+                elif channels - channel == 2:
+                    for row in range(rows):
+                        mix2(total, (row * channels + channel) * 16, weights, pairs, row * BATCH, listed[row],
+                             features, channels, channel)  # fmt: skip
+                elif channels - channel == 1:
+                    for row in range(rows):
+                        mix1(total, (row * channels + channel) * 16, weights, pairs, row * BATCH, listed[row],
+                             features, channels, channel)  # fmt: skip
+            for row in range(rows):
+                rest = vabs(load(left_over, row * 16))
+                first = (band * TILE + row) * width + column * TILE
+                if pixels == TILE:
+                    store(transmittance, first, rest)
+                    target, at = image, first * channels
+                else:
+                    store(left_over, row * 16, rest)
+                    for i in range(pixels):
+                        transmittance[first + i] = left_over[row, i]
+                    target, at = edge, 0
+                channel = 0
+                source = row * channels * 16
+                while channel < full_blocks:
+                    unpack8(target, at, channels, total, source + channel * 16, rest, background, channel)
+                    channel += 8
+                if channels - channel >= 4:
+                    unpack4(target, at, channels, total, source + channel * 16, rest, background, channel)
+                    channel += 4
+                if channels - channel == 3:
+                    unpack3(target, at, channels, total, source + channel * 16, rest, background, channel)
+                elif channels - channel == 2:
+                    unpack2(target, at, channels, total, source + channel * 16, rest, background, channel)
+                elif channels - channel == 1:
+                    unpack1(target, at, channels, total, source + channel * 16, rest, background, channel)
+                if pixels < TILE:
+                    for i in range(pixels * channels):
+                        image[first * channels + i] = edge[i]
