@@ -4,10 +4,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from maskfield_ns.errors import SplatError
+from maskfield_ns.splatting.checks import not_finite
 from maskfield_ns.splatting.threads import run
 from maskfield_ns.splatting.tiles import TileLists, build_tile_lists
 
@@ -163,19 +162,3 @@ def blend_backward(
     pieces = -(-lists.order.shape[0] // kernels.CHUNK)
     run(kernels.collect, pieces, lists.order, lists.records, geometry, opacities, lists.slots, lists.slots_of, channels,
         full, slot_grads, v_means2d, v_geometry, v_opacities, absolute, v_features.reshape(-1))  # fmt: skip
-
-
-def not_finite(name: str, count: int, n: int) -> SplatError:
-    return SplatError(
-        f"{count} of {n} Gaussians have a NaN or infinite value in `{name}`: the training diverged or the file is "
-        "damaged; lower the learning rate, or remove these Gaussians before rendering"
-    )
-
-
-def check_finite(name: str, values: Float[Tensor, "..."] | Int[Tensor, "..."]) -> None:
-    """Raise SplatError if a per-Gaussian tensor ([N, ...]) has values that are not finite."""
-    if not values.numel() or torch.isfinite(values.sum()):
-        return
-    count = int((~torch.isfinite(values.reshape(values.shape[0], -1))).any(1).sum())  # the sum may also overflow
-    if count:
-        raise not_finite(name, count, values.shape[0])

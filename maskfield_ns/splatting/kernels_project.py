@@ -263,7 +263,7 @@ def project_backward(counter, pieces, means, quats, scales, view, camera, size, 
             once_or_twice_y = select(inside_y, ty * 2.0, ty)
             v_z = (
                 v_depth
-                - (j0 * ratio_x * v_u + j1 * ratio_y * v_v) * rz
+                - (j0 * ratio_x * v_u + j1 * ratio_y * v_v)
                 - (j0 * v_j0 + j1 * v_j1) * rz
                 + (j0 * once_or_twice_x * v_j02 + j1 * once_or_twice_y * v_j12) * rz
             )
