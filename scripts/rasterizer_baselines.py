@@ -21,7 +21,9 @@ def project(means, quats, scales, viewmats, Ks, width, height):
 
 
 @torch.no_grad()
-def tile_lists(means2d: Tensor, radii: Tensor, depths: Tensor, width: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
+def tile_lists(
+    means2d: Tensor, radii: Tensor, depths: Tensor, width: int, height: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """One camera: tile and Gaussian of every entry, sorted by tile and depth, and the tiles' offsets."""
     columns, bands = -(-width // TILE), -(-height // TILE)
     limit = torch.tensor([columns, bands])

@@ -34,7 +34,10 @@ def project(means, quats, scales, view, K, width, height, eps=0.3):
     slope = torch.maximum(torch.minimum(slope, high), low)
     zero = torch.zeros_like(z)
     J = torch.stack(
-        [torch.stack([fx / z, zero, -fx * slope[:, 0] / z], -1), torch.stack([zero, fy / z, -fy * slope[:, 1] / z], -1)],
+        [
+            torch.stack([fx / z, zero, -fx * slope[:, 0] / z], -1),
+            torch.stack([zero, fy / z, -fy * slope[:, 1] / z], -1),
+        ],
         dim=1,
     )
     L = J @ R @ rotation(quats) @ torch.diag_embed(scales)
@@ -102,6 +105,8 @@ def render(
     rest = after[:, -1] if after.shape[1] else torch.ones(len(pixels), dtype=means.dtype)
     image = weights @ features[order]
     if background is not None:
+        if add_depth:
+            background = torch.cat([background, background.new_zeros(1)])  # depth has none
         image = image + rest[:, None] * background
     table = torch.zeros_like(weights)
     table[:, order] = weights

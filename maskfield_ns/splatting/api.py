@@ -86,11 +86,12 @@ def rasterize(
     if device.type == "cuda":
         from gsplat.rendering import rasterization
 
+        modes: dict[str, Any] = {"render_mode": render_mode, "rasterize_mode": rasterize_mode}
         return rasterization(
             means, quats, scales, opacities, colors, viewmats, Ks, width, height, near_plane=near_plane,
             far_plane=far_plane, radius_clip=radius_clip, eps2d=eps2d, sh_degree=sh_degree, packed=packed,
-            tile_size=tile_size, backgrounds=backgrounds, render_mode=render_mode, sparse_grad=sparse_grad,
-            absgrad=absgrad, rasterize_mode=rasterize_mode, channel_chunk=channel_chunk,
+            tile_size=tile_size, backgrounds=backgrounds, sparse_grad=sparse_grad, absgrad=absgrad,
+            channel_chunk=channel_chunk, **modes,
         )  # fmt: skip
     if device.type != "cpu":
         raise SplatError(f"Gaussians can be rendered on a CPU or with CUDA, not on {device.type}; move them to the CPU")
@@ -136,18 +137,12 @@ def _rasterize_cpu(
     means2d, depths, geometry, conics, radii, compensations = Project.apply(  # type: ignore[misc]
         means, quats, scales, viewmats, Ks, size, limits, antialiased
     )
-    if antialiased:
-        view_opacities = opacities[None] * compensations
-    else:
-        view_opacities = opacities[None].expand(cameras, n)
+    view_opacities = opacities[None] * compensations if antialiased else opacities[None].expand(cameras, n)
     if render_mode in ("D", "ED"):
         features = depths[..., None]
         backgrounds = None
     else:
-        if sh_degree is not None:
-            features = sh_colors(means, colors, viewmats, radii, sh_degree)
-        else:
-            features = colors
+        features = colors if sh_degree is None else sh_colors(means, colors, viewmats, radii, sh_degree)
         if backgrounds is not None:
             backgrounds = backgrounds.float()
         if render_mode != "RGB":

@@ -1,6 +1,6 @@
 """The differentiable pieces of the CPU rasteriser as torch functions."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -90,39 +90,53 @@ class Blend(torch.autograd.Function):
         lists = []
         for c in range(cameras):
             arrays = [as_array(t[c]) for t in (means2d, geometry, opacities, depths, radii)]
-            lists.append(build_tile_lists(*arrays, width, height))
+            lists.append(build_tile_lists(*arrays, size=size))
             background = as_array(backgrounds[c]) if backgrounds is not None else np.zeros(channels, np.float32)
             own = features if features.dim() == 2 else features[c]
             blend(lists[c], as_array(own), background, image[c].numpy(), transmittance[c].numpy())
-        ctx.save_for_backward(means2d, geometry, features, opacities, backgrounds, image, transmittance)
+        ctx.save_for_backward(means2d, geometry, features, opacities, image, transmittance)
         ctx.lists, ctx.absgrad = lists, absgrad
         return image, (1 - transmittance)[..., None]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:  # type: ignore[override]
-        means2d, geometry, features, opacities, backgrounds, image, transmittance = ctx.saved_tensors
+        means2d, geometry, features, opacities, image, transmittance = ctx.saved_tensors
         v_image, v_alpha = grads
+        wants = ctx.needs_input_grad
+        full = wants[0] or wants[1] or wants[3]  # else only the features are trained: less to do
         v_means2d, v_geometry = torch.zeros(means2d.shape), torch.zeros(geometry.shape)
         v_opacities, v_features = torch.zeros(opacities.shape), torch.zeros(features.shape)
         absolute = torch.zeros(means2d.shape)
         for c, lists in enumerate(ctx.lists):
-            own = (features, v_features) if features.dim() == 2 else (features[c], v_features[c])
-            blend_backward(
-                lists,
-                as_array(own[0]),
-                as_array(v_image[c]),
-                own[1].numpy(),
-                v_opacities[c].numpy(),
-                shape=(as_array(geometry[c]), as_array(opacities[c])),
-                rendered=(as_array(image[c]), as_array(transmittance[c]), as_array(v_alpha[c])),
-                outputs=(v_means2d[c].numpy(), v_geometry[c].numpy(), absolute[c].numpy()),
-            )
+            own, v_own = (features, v_features) if features.dim() == 2 else (features[c], v_features[c])
+            inputs = [as_array(t[c]) for t in (geometry, opacities, image, transmittance, v_alpha)]
+            outputs = [t[c].numpy() for t in (v_means2d, v_geometry, absolute)]
+            rest = GeometryGradient(*inputs, *outputs) if full else None
+            blend_backward(lists, as_array(own), as_array(v_image[c]), v_own.numpy(), v_opacities[c].numpy(), rest)
         if ctx.absgrad:
             means2d.absgrad = absolute
-        v_backgrounds = None
-        if ctx.needs_input_grad[4]:
-            v_backgrounds = torch.einsum("chw,chwd->cd", transmittance, v_image)
+        v_backgrounds = torch.einsum("chw,chwd->cd", transmittance, v_image) if wants[4] else None
+        if not full:
+            return None, None, v_features, None, v_backgrounds, None, None, None, None
         return v_means2d, v_geometry, v_features, v_opacities, v_backgrounds, None, None, None, None
+
+
+class GeometryGradient(NamedTuple):
+    """One camera's arrays that only the gradient of the geometry needs; the last three are filled."""
+
+    geometry: np.ndarray  # [N, 3]
+    opacities: np.ndarray  # [N]
+    image: np.ndarray  # [H, W, D]
+    transmittance: np.ndarray  # [H, W]
+    v_alpha: np.ndarray  # [H, W, 1]
+    v_means2d: np.ndarray  # [N, 2]
+    v_geometry: np.ndarray  # [N, 3]
+    absolute: np.ndarray  # [N, 2]
+
+
+def _no_geometry() -> GeometryGradient:
+    one, two, three = (np.empty(shape, np.float32) for shape in ((0,), (0, 2), (0, 3)))
+    return GeometryGradient(three, one, one, one, one, two, three, two)
 
 
 def blend(lists: TileLists, features: np.ndarray, background: np.ndarray, image: np.ndarray, rest: np.ndarray) -> None:
@@ -140,25 +154,24 @@ def blend_backward(
     v_image: np.ndarray,
     v_features: np.ndarray,
     v_opacities: np.ndarray,
-    shape: tuple[np.ndarray, np.ndarray] | None = None,
-    rendered: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
-    outputs: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    rest: GeometryGradient | None = None,
 ) -> None:
-    """Gradients of one camera. Without shape, rendered and outputs: only v_features, and v_opacities receives the
-    sum of each Gaussian's blending weights instead."""
+    """Gradients of one camera, added to v_features [N, D].
+
+    Without `rest` there is nothing but that, `features` are not read, and v_opacities [N] receives the sum of each
+    Gaussian's blending weights instead of its gradient.
+    """
     from maskfield_ns.splatting import kernels_backward as kernels
 
-    full = shape is not None and rendered is not None and outputs is not None
-    nothing = np.empty(0, np.float32)
-    geometry, opacities = shape if full else (np.empty((0, 3), np.float32), nothing)
-    image, rest, v_alpha = rendered if full else (nothing, nothing, nothing)
-    pairs = np.empty((0, 2), np.float32)
-    v_means2d, v_geometry, absolute = outputs if full else (pairs, np.empty((0, 3), np.float32), pairs)
+    full = rest is not None
+    rest = rest or _no_geometry()
     channels = v_image.shape[-1]
     slot_grads = np.empty(int(lists.band_start[-1]) * (kernels.MOMENTS + channels), np.float32)
     run(kernels.blend_backward, lists.bands, lists.size, lists.tiles, lists.order, lists.records, lists.band_start,
         lists.slot_owner, lists.entry_slot, lists.entry_rows, lists.tile_start, features.reshape(-1), channels,
-        image.reshape(-1), rest.reshape(-1), v_image.reshape(-1), v_alpha.reshape(-1), full, slot_grads)  # fmt: skip
+        rest.image.reshape(-1), rest.transmittance.reshape(-1), v_image.reshape(-1), rest.v_alpha.reshape(-1), full,
+        slot_grads)  # fmt: skip
     pieces = -(-lists.order.shape[0] // kernels.CHUNK)
-    run(kernels.collect, pieces, lists.order, lists.records, geometry, opacities, lists.slots, lists.slots_of, channels,
-        full, slot_grads, v_means2d, v_geometry, v_opacities, absolute, v_features.reshape(-1))  # fmt: skip
+    run(kernels.collect, pieces, lists.order, lists.records, rest.geometry, rest.opacities, lists.slots, lists.slots_of,
+        channels, full, slot_grads, rest.v_means2d, rest.v_geometry, v_opacities, rest.absolute,
+        v_features.reshape(-1))  # fmt: skip

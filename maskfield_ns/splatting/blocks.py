@@ -9,9 +9,8 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
 
-from maskfield_ns.splatting.simd import FLOAT, FUSE, INT32, VECTOR, WIDTH, lanes, pointer, splat_value
+from maskfield_ns.splatting.simd import FLOAT, FUSE, INT32, VECTOR, WIDTH, intrinsic, lanes, pointer, splat_value
 
 INTP = ir.IntType(64)
 
@@ -28,9 +27,7 @@ def _concatenate(builder: Any, parts: list[Any]) -> Any:
     """One vector out of equally long ones (their number a power of two)."""
     while len(parts) > 1:
         n = parts[0].type.count
-        parts = [
-            _shuffle(builder, a, b, list(range(2 * n))) for a, b in zip(parts[::2], parts[1::2], strict=True)
-        ]
+        parts = [_shuffle(builder, a, b, list(range(2 * n))) for a, b in zip(parts[::2], parts[1::2], strict=True)]
     return parts[0]
 
 
@@ -197,7 +194,8 @@ def make_unpack(block: int) -> Any:
 
     @intrinsic
     def unpack(typingctx, image, at, channels, tile, source, rest, background, channel):
-        # image[at + pixel * channels + channel + i] = tile[source + 16 i][pixel] + rest[pixel] * background[channel + i]
+        # image[at + pixel * channels + channel + i] =
+        #     tile[source + 16 i][pixel] + rest[pixel] * background[channel + i]
         def emit(context, builder, sig, args):
             kinds = sig.args
             empty = pointer(context, builder, kinds[6], args[6], args[7], FLOAT)

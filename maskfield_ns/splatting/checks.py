@@ -1,5 +1,6 @@
 """Shapes, types and values of what is to be rendered, checked before any kernel runs."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ def expect(name: str, tensor: Any, *shapes: tuple[Any, ...]) -> None:
         raise SplatError(f"`{name}` holds {tensor.dtype}; expected floating-point numbers")
 
 
-def same_device(tensors: dict[str, Tensor | None]) -> torch.device:
+def same_device(tensors: Mapping[str, Tensor | None]) -> torch.device:
     """The one device of all tensors, else SplatError."""
     devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
     if len(set(devices.values())) > 1:

@@ -13,7 +13,20 @@ import numpy as np
 
 from maskfield_ns.splatting.blocks import add_lane_sums, make_gather, make_pack
 from maskfield_ns.splatting.compiling import kernel
-from maskfield_ns.splatting.simd import bits, exp2, fma, iota, load, lowest_bit, select, splat, store, take_next, vabs, vmin
+from maskfield_ns.splatting.simd import (
+    bits,
+    exp2,
+    fma,
+    iota,
+    load,
+    lowest_bit,
+    select,
+    splat,
+    store,
+    take_next,
+    vabs,
+    vmin,
+)
 
 TILE = 16
 CHUNK = 1024
@@ -23,9 +36,9 @@ ALPHA_MIN = np.float32(1 / 255)
 STOP = np.float32(1e-4)
 LOG2_E = np.float32(1.4426950408889634)
 
-pack8, pack4, pack3, pack2, pack1 = (make_pack(n) for n in (8, 4, 3, 2, 1))
-gather8, gather4, gather3, gather2, gather1 = (make_gather(n, with_dot=False) for n in (8, 4, 3, 2, 1))
-gather8d, gather4d, gather3d, gather2d, gather1d = (make_gather(n, with_dot=True) for n in (8, 4, 3, 2, 1))
+pack8, pack4, pack3, pack1 = (make_pack(n) for n in (8, 4, 3, 1))
+gather8, gather4, gather3, gather1 = (make_gather(n, with_dot=False) for n in (8, 4, 3, 1))
+gather8d, gather4d, gather3d, gather1d = (make_gather(n, with_dot=True) for n in (8, 4, 3, 1))
 
 
 @kernel
@@ -41,15 +54,16 @@ def load_row(tile, row, image, at, channels):
         channel += 4
     if channels - channel == 3:
         pack3(tile, target + channel * 16, image, at, channels, channel)
-    elif channels - channel == 2:
-        pack2(tile, target + channel * 16, image, at, channels, channel)
-    elif channels - channel == 1:
-        pack1(tile, target + channel * 16, image, at, channels, channel)
+    else:
+        while channel < channels:
+            pack1(tile, target + channel * 16, image, at, channels, channel)
+            channel += 1
 
 
 @kernel
 def blend_backward(counter, bands, size, tiles, order, records, band_start, slot_owner, entry_slot, entry_rows,
-                   tile_start, features, channels, image, transmittance, v_image, v_alpha, full, slot_grads):  # fmt: skip
+                   tile_start, features, channels, image, transmittance, v_image, v_alpha, full,
+                   slot_grads):  # fmt: skip
     """slot_grads [slots, 8 + channels]: moments and feature gradients.
 
     Without `full` only features get a gradient: the first moment is then the sum of the blending weights, the others
@@ -172,12 +186,11 @@ def blend_backward(counter, bands, size, tiles, order, records, band_start, slot
                     if channels - channel == 3:
                         gather3d(slot_grads, at + MOMENTS + channel, touched, count, weights, dots, pixel_grads,
                                  channels, channel, features, source + channel)  # fmt: skip
-                    elif channels - channel == 2:
-                        gather2d(slot_grads, at + MOMENTS + channel, touched, count, weights, dots, pixel_grads,
-                                 channels, channel, features, source + channel)  # fmt: skip
-                    elif channels - channel == 1:
-                        gather1d(slot_grads, at + MOMENTS + channel, touched, count, weights, dots, pixel_grads,
-                                 channels, channel, features, source + channel)  # fmt: skip
+                    else:
+                        while channel < channels:
+                            gather1d(slot_grads, at + MOMENTS + channel, touched, count, weights, dots, pixel_grads,
+                                      channels, channel, features, source + channel)  # fmt: skip
+                            channel += 1
                 else:
                     while channel < full_blocks:
                         gather8(slot_grads, at + MOMENTS + channel, touched, count, weights, dots, pixel_grads,
@@ -190,12 +203,11 @@ def blend_backward(counter, bands, size, tiles, order, records, band_start, slot
                     if channels - channel == 3:
                         gather3(slot_grads, at + MOMENTS + channel, touched, count, weights, dots, pixel_grads,
                                 channels, channel, features, 0)  # fmt: skip
-                    elif channels - channel == 2:
-                        gather2(slot_grads, at + MOMENTS + channel, touched, count, weights, dots, pixel_grads,
-                                channels, channel, features, 0)  # fmt: skip
-                    elif channels - channel == 1:
-                        gather1(slot_grads, at + MOMENTS + channel, touched, count, weights, dots, pixel_grads,
-                                channels, channel, features, 0)  # fmt: skip
+                    else:
+                        while channel < channels:
+                            gather1(slot_grads, at + MOMENTS + channel, touched, count, weights, dots, pixel_grads,
+                                     channels, channel, features, 0)  # fmt: skip
+                            channel += 1
                     add_lane_sums(slot_grads, at, weight_sum, zero, zero, zero, zero, zero, zero, zero)
                     continue
                 sum_g, sum_u, sum_y, sum_uu, sum_uy, sum_yy = zero, zero, zero, zero, zero, zero
@@ -224,8 +236,8 @@ def blend_backward(counter, bands, size, tiles, order, records, band_start, slot
 
 
 @kernel
-def collect(counter, pieces, order, records, geometry, opacities, slots, slots_of, channels, full, slot_grads, v_means2d,
-            v_geometry, v_opacities, absolute, v_features):  # fmt: skip
+def collect(counter, pieces, order, records, geometry, opacities, slots, slots_of, channels, full, slot_grads,
+            v_means2d, v_geometry, v_opacities, absolute, v_features):  # fmt: skip
     """Sum the slots of each Gaussian; adds to v_features [N * channels], sets the rest.
 
     Without `full`, v_opacities receives the sum of the blending weights and nothing else is set but v_features.

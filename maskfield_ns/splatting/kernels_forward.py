@@ -11,7 +11,20 @@ import numpy as np
 
 from maskfield_ns.splatting.blocks import make_mix, make_unpack
 from maskfield_ns.splatting.compiling import kernel
-from maskfield_ns.splatting.simd import bits, exp2, fma, iota, load, lowest_bit, select, splat, store, take_next, vabs, vmin
+from maskfield_ns.splatting.simd import (
+    bits,
+    exp2,
+    fma,
+    iota,
+    load,
+    lowest_bit,
+    select,
+    splat,
+    store,
+    take_next,
+    vabs,
+    vmin,
+)
 
 TILE = 16
 BATCH = 32
@@ -19,8 +32,8 @@ ALPHA_MAX = np.float32(0.999)
 ALPHA_MIN = np.float32(1 / 255)
 STOP = np.float32(1e-4)
 
-mix8, mix4, mix3, mix2, mix1 = (make_mix(n) for n in (8, 4, 3, 2, 1))
-unpack8, unpack4, unpack3, unpack2, unpack1 = (make_unpack(n) for n in (8, 4, 3, 2, 1))
+mix8, mix4, mix3, mix1 = (make_mix(n) for n in (8, 4, 3, 1))
+unpack8, unpack4, unpack3, unpack1 = (make_unpack(n) for n in (8, 4, 3, 1))
 
 
 @kernel
@@ -107,14 +120,12 @@ def blend(counter, bands, size, tiles, order, records, slot_owner, entry_slot, e
                     for row in range(rows):
                         mix3(total, (row * channels + channel) * 16, weights, pairs, row * BATCH, listed[row],
                              features, channels, channel)  # fmt: skip
-                elif channels - channel == 2:
-                    for row in range(rows):
-                        mix2(total, (row * channels + channel) * 16, weights, pairs, row * BATCH, listed[row],
-                             features, channels, channel)  # fmt: skip
-                elif channels - channel == 1:
-                    for row in range(rows):
-                        mix1(total, (row * channels + channel) * 16, weights, pairs, row * BATCH, listed[row],
-                             features, channels, channel)  # fmt: skip
+                else:
+                    while channel < channels:
+                        for row in range(rows):
+                            mix1(total, (row * channels + channel) * 16, weights, pairs, row * BATCH, listed[row],
+                                 features, channels, channel)  # fmt: skip
+                        channel += 1
             for row in range(rows):
                 rest = vabs(load(left_over, row * 16))
                 first = (band * TILE + row) * width + column * TILE
@@ -136,10 +147,10 @@ def blend(counter, bands, size, tiles, order, records, slot_owner, entry_slot, e
                     channel += 4
                 if channels - channel == 3:
                     unpack3(target, at, channels, total, source + channel * 16, rest, background, channel)
-                elif channels - channel == 2:
-                    unpack2(target, at, channels, total, source + channel * 16, rest, background, channel)
-                elif channels - channel == 1:
-                    unpack1(target, at, channels, total, source + channel * 16, rest, background, channel)
+                else:
+                    while channel < channels:
+                        unpack1(target, at, channels, total, source + channel * 16, rest, background, channel)
+                        channel += 1
                 if pixels < TILE:
                     for i in range(pixels * channels):
                         image[first * channels + i] = edge[i]

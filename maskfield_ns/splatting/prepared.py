@@ -76,7 +76,8 @@ def prepare_view(
     width, height = image_size(width, height)
     named = {"means": means, "quats": quats, "scales": scales, "opacities": opacities, "viewmat": viewmat, "K": K}
     device = same_device(named)
-    means, quats, scales, opacities, viewmat, K = (t.detach().float() for t in named.values())
+    means, quats, scales, opacities = (t.detach().float() for t in (means, quats, scales, opacities))
+    viewmat, K = viewmat.detach().float(), K.detach().float()
     check_cameras(viewmat[None], K[None])
     antialiased = rasterize_mode == "antialiased"
     limits = (near_plane, far_plane, eps2d, radius_clip)
@@ -92,7 +93,7 @@ def prepare_view(
     )
     shown = opacities * compensations[0] if antialiased else opacities
     arrays = [as_array(t) for t in (means2d[0], geometry[0], shown, depths[0], radii[0])]
-    return PreparedView(width, height, n, radii[0], depths[0], build_tile_lists(*arrays, width, height), None)
+    return PreparedView(width, height, n, radii[0], depths[0], build_tile_lists(*arrays, size=(width, height)), None)
 
 
 def rasterize_features(
@@ -134,9 +135,7 @@ class _FeatureImage(torch.autograd.Function):
 
 
 @torch.no_grad()
-def accumulate(
-    view: PreparedView, values: Float[Tensor, "h w k"]
-) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n"]]:
+def accumulate(view: PreparedView, values: Float[Tensor, "h w k"]) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n"]]:
     """Collect pixel values on the Gaussians that drew them: the transpose of `rasterize_features`.
 
     Returns for each Gaussian the sums over all pixels of weight * value and of the weight itself. Dividing one by the

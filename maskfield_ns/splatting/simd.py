@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
+from numba import extending
 from numba.core import cgutils, types
-from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, models, register_model
+from numba.core.typing import templates
+from numba.core.typing.templates import ConcreteTemplate, signature
+from numba.extending import lower_builtin, models, register_model
 
 WIDTH = 16
 FLOAT = ir.FloatType()
@@ -24,6 +26,11 @@ VECTOR = ir.VectorType(FLOAT, WIDTH)
 INT_VECTOR = ir.VectorType(INT32, WIDTH)
 BIT_VECTOR = ir.VectorType(ir.IntType(1), WIDTH)
 FUSE = ("contract",)
+
+
+# their annotations describe neither what decorators take nor what they give back
+intrinsic: Any = extending.intrinsic
+infer_global: Any = templates.infer_global
 
 
 class Lanes(types.Type):

@@ -49,7 +49,7 @@ def run(kernel: Callable[..., Any], pieces: int, *args: Any) -> None:
     if helpers <= 0:
         kernel(counter, pieces, *args)
         return
-    if hasattr(kernel, "signatures") and not kernel.signatures:
+    if not getattr(kernel, "signatures", True):
         # compile (or load) once, with no work to take, before the others start
         kernel(np.full(1, pieces, np.int64), pieces, *args)
     pool = _executor(helpers)

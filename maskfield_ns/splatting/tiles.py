@@ -41,15 +41,16 @@ def build_tile_lists(
     opacities: np.ndarray,
     depths: np.ndarray,
     radii: np.ndarray,
-    width: int,
-    height: int,
+    *,
+    size: tuple[int, int],
 ) -> TileLists:
     """All arrays are of one camera, contiguous float32 (radii int32)."""
     from maskfield_ns.splatting import kernels_tiles as kernels
 
     n = radii.shape[0]
+    width, height = size
     columns, bands = -(-width // kernels.TILE), -(-height // kernels.TILE)
-    size, tiles = np.array([width, height], np.int64), np.array([columns, bands], np.int64)
+    pixels, tiles = np.array([width, height], np.int64), np.array([columns, bands], np.int64)
     ranges = np.empty((n, 4), np.int32)
     levels = np.empty(n, np.float32)
     pieces = -(-n // kernels.CHUNK)
@@ -72,7 +73,7 @@ def build_tile_lists(
     run(
         kernels.fill_tiles,
         bands,
-        size,
+        pixels,
         tiles,
         ranges,
         order,
@@ -85,5 +86,5 @@ def build_tile_lists(
         tile_start,
     )
     return TileLists(
-        size, tiles, order, records, band_start, slot_owner, slots, slots_of, entry_slot, entry_rows, tile_start
+        pixels, tiles, order, records, band_start, slot_owner, slots, slots_of, entry_slot, entry_rows, tile_start
     )
