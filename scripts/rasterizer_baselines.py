@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 TILE = 16
-PAIRS_AT_ONCE = 1 << 23
+PAIRS_AT_ONCE = 1 << 20  # small enough for the processor's cache
 
 
 def project(means, quats, scales, viewmats, Ks, width, height):

@@ -85,7 +85,7 @@ def blend_backward(counter, bands, size, tiles, order, records, band_start, slot
     offsets = np.empty((16, 16), np.float32)
     touched = np.empty(16, np.int32)
     lane_values = np.zeros(16, np.float32)
-    lane = iota()
+    lane, start = iota(), np.int64(0)
     zero, one = splat(0.0), splat(1.0)
     stride = MOMENTS + channels
     full_blocks = channels // 8 * 8
@@ -110,15 +110,15 @@ def blend_backward(counter, bands, size, tiles, order, records, band_start, slot
                 else:
                     for i in range(pixels * channels):
                         edge[i] = v_image[first * channels + i]
-                    load_row(pixel_grads, row, edge, 0, channels)
+                    load_row(pixel_grads, row, edge, start, channels)
                 if full:
                     if pixels == TILE:
-                        load_row(row_image, 0, image, first * channels, channels)
+                        load_row(row_image, start, image, first * channels, channels)
                         rest = -(load(transmittance, first) * load(v_alpha, first))
                     else:
                         for i in range(pixels * channels):
                             edge[i] = image[first * channels + i]
-                        load_row(row_image, 0, edge, 0, channels)
+                        load_row(row_image, start, edge, start, channels)
                         for i in range(pixels):
                             lane_values[i] = -transmittance[first + i] * v_alpha[first + i]
                         rest = load(lane_values, 0)

@@ -14,6 +14,8 @@ import numpy as np
 
 from maskfield_ns.splatting.compiling import kernel
 from maskfield_ns.splatting.simd import (
+    dot2,
+    dot3,
     load_strided,
     select,
     splat,
@@ -78,43 +80,43 @@ def project(counter, pieces, means, quats, scales, view, camera, size, limits, m
             qy, qz = load_strided(inputs, 5, 10), load_strided(inputs, 6, 10)
             s0, s1, s2 = load_strided(inputs, 7, 10), load_strided(inputs, 8, 10), load_strided(inputs, 9, 10)
             # camera space
-            x = w00 * mx + w01 * my + w02 * mz + t0
-            y = w10 * mx + w11 * my + w12 * mz + t1
-            z = w20 * mx + w21 * my + w22 * mz + t2
+            x = dot3(w00, w01, w02, mx, my, mz) + t0
+            y = dot3(w10, w11, w12, mx, my, mz) + t1
+            z = dot3(w20, w21, w22, mx, my, mz) + t2
             visible = (z >= near) & (z <= far)
-            inverse = one / vmax(vsqrt(qw * qw + qx * qx + qy * qy + qz * qz), splat(1e-12))
+            inverse = one / vmax(vsqrt(dot3(qw, qx, qy, qw, qx, qy) + qz * qz), splat(1e-12))
             qw, qx, qy, qz = qw * inverse, qx * inverse, qy * inverse, qz * inverse
-            r00, r01, r02 = one - (qy * qy + qz * qz) * 2.0, (qx * qy - qw * qz) * 2.0, (qx * qz + qw * qy) * 2.0
-            r10, r11, r12 = (qx * qy + qw * qz) * 2.0, one - (qx * qx + qz * qz) * 2.0, (qy * qz - qw * qx) * 2.0
-            r20, r21, r22 = (qx * qz - qw * qy) * 2.0, (qy * qz + qw * qx) * 2.0, one - (qx * qx + qy * qy) * 2.0
+            r00, r01, r02 = one - dot2(qy, qz, qy, qz) * 2.0, (qx * qy - qw * qz) * 2.0, dot2(qx, qw, qz, qy) * 2.0
+            r10, r11, r12 = dot2(qx, qw, qy, qz) * 2.0, one - dot2(qx, qz, qx, qz) * 2.0, (qy * qz - qw * qx) * 2.0
+            r20, r21, r22 = (qx * qz - qw * qy) * 2.0, dot2(qy, qw, qz, qx) * 2.0, one - dot2(qx, qy, qx, qy) * 2.0
             # columns of W R S
             g00, g01, g02 = (
-                (w00 * r00 + w01 * r10 + w02 * r20) * s0,
-                (w00 * r01 + w01 * r11 + w02 * r21) * s1,
-                (w00 * r02 + w01 * r12 + w02 * r22) * s2,
+                dot3(w00, w01, w02, r00, r10, r20) * s0,
+                dot3(w00, w01, w02, r01, r11, r21) * s1,
+                dot3(w00, w01, w02, r02, r12, r22) * s2,
             )
             g10, g11, g12 = (
-                (w10 * r00 + w11 * r10 + w12 * r20) * s0,
-                (w10 * r01 + w11 * r11 + w12 * r21) * s1,
-                (w10 * r02 + w11 * r12 + w12 * r22) * s2,
+                dot3(w10, w11, w12, r00, r10, r20) * s0,
+                dot3(w10, w11, w12, r01, r11, r21) * s1,
+                dot3(w10, w11, w12, r02, r12, r22) * s2,
             )
             g20, g21, g22 = (
-                (w20 * r00 + w21 * r10 + w22 * r20) * s0,
-                (w20 * r01 + w21 * r11 + w22 * r21) * s1,
-                (w20 * r02 + w21 * r12 + w22 * r22) * s2,
+                dot3(w20, w21, w22, r00, r10, r20) * s0,
+                dot3(w20, w21, w22, r01, r11, r21) * s1,
+                dot3(w20, w21, w22, r02, r12, r22) * s2,
             )
             rz = one / select(visible, z, one)
             ratio_x, ratio_y = x * rz, y * rz
             j0, j1 = fx * rz, fy * rz
             j02 = -(j0 * vmin(high_x, vmax(low_x, ratio_x)))
             j12 = -(j1 * vmin(high_y, vmax(low_y, ratio_y)))
-            px0, px1, px2 = j0 * g00 + j02 * g20, j0 * g01 + j02 * g21, j0 * g02 + j02 * g22
-            py0, py1, py2 = j1 * g10 + j12 * g20, j1 * g11 + j12 * g21, j1 * g12 + j12 * g22
-            sxx = px0 * px0 + px1 * px1 + px2 * px2
-            sxy = px0 * py0 + px1 * py1 + px2 * py2
-            syy = py0 * py0 + py1 * py1 + py2 * py2
+            px0, px1, px2 = dot2(j0, j02, g00, g20), dot2(j0, j02, g01, g21), dot2(j0, j02, g02, g22)
+            py0, py1, py2 = dot2(j1, j12, g10, g20), dot2(j1, j12, g11, g21), dot2(j1, j12, g12, g22)
+            sxx = dot3(px0, px1, px2, px0, px1, px2)
+            sxy = dot3(px0, px1, px2, py0, py1, py2)
+            syy = dot3(py0, py1, py2, py0, py1, py2)
             c01, c02, c12 = px0 * py1 - px1 * py0, px0 * py2 - px2 * py0, px1 * py2 - px2 * py1
-            sharp = c01 * c01 + c02 * c02 + c12 * c12  # determinant before the blur
+            sharp = dot3(c01, c02, c12, c01, c02, c12)  # determinant before the blur
             det = sharp + eps * (sxx + syy) + eps * eps
             sxx, syy = sxx + eps, syy + eps
             half = (sxx + syy) * 0.5
@@ -197,20 +199,20 @@ def project_backward(counter, pieces, means, quats, scales, view, camera, size, 
             v_depth, v_a = load_strided(grads, 2, 7), load_strided(grads, 3, 7)
             v_m, v_e = load_strided(grads, 4, 7), load_strided(grads, 5, 7)
             # the forward pass again
-            x = w00 * mx + w01 * my + w02 * mz + t0
-            y = w10 * mx + w11 * my + w12 * mz + t1
-            z = w20 * mx + w21 * my + w22 * mz + t2
-            inverse = one / vmax(vsqrt(qw * qw + qx * qx + qy * qy + qz * qz), splat(1e-12))
+            x = dot3(w00, w01, w02, mx, my, mz) + t0
+            y = dot3(w10, w11, w12, mx, my, mz) + t1
+            z = dot3(w20, w21, w22, mx, my, mz) + t2
+            inverse = one / vmax(vsqrt(dot3(qw, qx, qy, qw, qx, qy) + qz * qz), splat(1e-12))
             qw, qx, qy, qz = qw * inverse, qx * inverse, qy * inverse, qz * inverse
-            r00, r01, r02 = one - (qy * qy + qz * qz) * 2.0, (qx * qy - qw * qz) * 2.0, (qx * qz + qw * qy) * 2.0
-            r10, r11, r12 = (qx * qy + qw * qz) * 2.0, one - (qx * qx + qz * qz) * 2.0, (qy * qz - qw * qx) * 2.0
-            r20, r21, r22 = (qx * qz - qw * qy) * 2.0, (qy * qz + qw * qx) * 2.0, one - (qx * qx + qy * qy) * 2.0
-            a00, a01 = w00 * r00 + w01 * r10 + w02 * r20, w00 * r01 + w01 * r11 + w02 * r21
-            a02 = w00 * r02 + w01 * r12 + w02 * r22
-            a10, a11 = w10 * r00 + w11 * r10 + w12 * r20, w10 * r01 + w11 * r11 + w12 * r21
-            a12 = w10 * r02 + w11 * r12 + w12 * r22
-            a20, a21 = w20 * r00 + w21 * r10 + w22 * r20, w20 * r01 + w21 * r11 + w22 * r21
-            a22 = w20 * r02 + w21 * r12 + w22 * r22
+            r00, r01, r02 = one - dot2(qy, qz, qy, qz) * 2.0, (qx * qy - qw * qz) * 2.0, dot2(qx, qw, qz, qy) * 2.0
+            r10, r11, r12 = dot2(qx, qw, qy, qz) * 2.0, one - dot2(qx, qz, qx, qz) * 2.0, (qy * qz - qw * qx) * 2.0
+            r20, r21, r22 = (qx * qz - qw * qy) * 2.0, dot2(qy, qw, qz, qx) * 2.0, one - dot2(qx, qy, qx, qy) * 2.0
+            a00, a01 = dot3(w00, w01, w02, r00, r10, r20), dot3(w00, w01, w02, r01, r11, r21)
+            a02 = dot3(w00, w01, w02, r02, r12, r22)
+            a10, a11 = dot3(w10, w11, w12, r00, r10, r20), dot3(w10, w11, w12, r01, r11, r21)
+            a12 = dot3(w10, w11, w12, r02, r12, r22)
+            a20, a21 = dot3(w20, w21, w22, r00, r10, r20), dot3(w20, w21, w22, r01, r11, r21)
+            a22 = dot3(w20, w21, w22, r02, r12, r22)
             g00, g01, g02, g10, g11, g12 = a00 * s0, a01 * s1, a02 * s2, a10 * s0, a11 * s1, a12 * s2
             g20, g21, g22 = a20 * s0, a21 * s1, a22 * s2
             rz = one / select(visible, z, one)
@@ -220,13 +222,13 @@ def project_backward(counter, pieces, means, quats, scales, view, camera, size, 
             inside_y = (ratio_y <= high_y) & (ratio_y >= low_y)
             j0, j1 = fx * rz, fy * rz
             j02, j12 = -(j0 * tx), -(j1 * ty)
-            px0, px1, px2 = j0 * g00 + j02 * g20, j0 * g01 + j02 * g21, j0 * g02 + j02 * g22
-            py0, py1, py2 = j1 * g10 + j12 * g20, j1 * g11 + j12 * g21, j1 * g12 + j12 * g22
-            sxx0 = px0 * px0 + px1 * px1 + px2 * px2
-            sxy = px0 * py0 + px1 * py1 + px2 * py2
-            syy0 = py0 * py0 + py1 * py1 + py2 * py2
+            px0, px1, px2 = dot2(j0, j02, g00, g20), dot2(j0, j02, g01, g21), dot2(j0, j02, g02, g22)
+            py0, py1, py2 = dot2(j1, j12, g10, g20), dot2(j1, j12, g11, g21), dot2(j1, j12, g12, g22)
+            sxx0 = dot3(px0, px1, px2, px0, px1, px2)
+            sxy = dot3(px0, px1, px2, py0, py1, py2)
+            syy0 = dot3(py0, py1, py2, py0, py1, py2)
             c01, c02, c12 = px0 * py1 - px1 * py0, px0 * py2 - px2 * py0, px1 * py2 - px2 * py1
-            sharp = c01 * c01 + c02 * c02 + c12 * c12
+            sharp = dot3(c01, c02, c12, c01, c02, c12)
             det = sharp + eps * (sxx0 + syy0) + eps * eps
             sxx, syy = sxx0 + eps, syy0 + eps
             a, m, e = syy / det, -(sxy / syy), one / syy
@@ -253,10 +255,10 @@ def project_backward(counter, pieces, means, quats, scales, view, camera, size, 
                 v_syy * py2 * 2.0 + v_sxy * px2,
             )
             # to the Jacobian and the camera-space centre
-            v_j0 = vx0 * g00 + vx1 * g01 + vx2 * g02
-            v_j1 = vy0 * g10 + vy1 * g11 + vy2 * g12
-            v_j02 = vx0 * g20 + vx1 * g21 + vx2 * g22
-            v_j12 = vy0 * g20 + vy1 * g21 + vy2 * g22
+            v_j0 = dot3(vx0, vx1, vx2, g00, g01, g02)
+            v_j1 = dot3(vy0, vy1, vy2, g10, g11, g12)
+            v_j02 = dot3(vx0, vx1, vx2, g20, g21, g22)
+            v_j12 = dot3(vy0, vy1, vy2, g20, g21, g22)
             v_x = j0 * v_u - select(inside_x, j0 * rz * v_j02, zero)
             v_y = j1 * v_v - select(inside_y, j1 * rz * v_j12, zero)
             once_or_twice_x = select(inside_x, tx * 2.0, tx)
@@ -264,34 +266,34 @@ def project_backward(counter, pieces, means, quats, scales, view, camera, size, 
             v_z = (
                 v_depth
                 - (j0 * ratio_x * v_u + j1 * ratio_y * v_v)
-                - (j0 * v_j0 + j1 * v_j1) * rz
+                - dot2(j0, j1, v_j0, v_j1) * rz
                 + (j0 * once_or_twice_x * v_j02 + j1 * once_or_twice_y * v_j12) * rz
             )
             # to W R S
             vg00, vg01, vg02 = j0 * vx0, j0 * vx1, j0 * vx2
             vg10, vg11, vg12 = j1 * vy0, j1 * vy1, j1 * vy2
-            vg20, vg21, vg22 = j02 * vx0 + j12 * vy0, j02 * vx1 + j12 * vy1, j02 * vx2 + j12 * vy2
-            v_s0 = vg00 * a00 + vg10 * a10 + vg20 * a20
-            v_s1 = vg01 * a01 + vg11 * a11 + vg21 * a21
-            v_s2 = vg02 * a02 + vg12 * a12 + vg22 * a22
+            vg20, vg21, vg22 = dot2(j02, j12, vx0, vy0), dot2(j02, j12, vx1, vy1), dot2(j02, j12, vx2, vy2)
+            v_s0 = dot3(vg00, vg10, vg20, a00, a10, a20)
+            v_s1 = dot3(vg01, vg11, vg21, a01, a11, a21)
+            v_s2 = dot3(vg02, vg12, vg22, a02, a12, a22)
             va00, va10, va20 = vg00 * s0, vg10 * s0, vg20 * s0
             va01, va11, va21 = vg01 * s1, vg11 * s1, vg21 * s1
             va02, va12, va22 = vg02 * s2, vg12 * s2, vg22 * s2
             # v_R = W^T v_A
-            o00, o01 = w00 * va00 + w10 * va10 + w20 * va20, w00 * va01 + w10 * va11 + w20 * va21
-            o02 = w00 * va02 + w10 * va12 + w20 * va22
-            o10, o11 = w01 * va00 + w11 * va10 + w21 * va20, w01 * va01 + w11 * va11 + w21 * va21
-            o12 = w01 * va02 + w11 * va12 + w21 * va22
-            o20, o21 = w02 * va00 + w12 * va10 + w22 * va20, w02 * va01 + w12 * va11 + w22 * va21
-            o22 = w02 * va02 + w12 * va12 + w22 * va22
+            o00, o01 = dot3(w00, w10, w20, va00, va10, va20), dot3(w00, w10, w20, va01, va11, va21)
+            o02 = dot3(w00, w10, w20, va02, va12, va22)
+            o10, o11 = dot3(w01, w11, w21, va00, va10, va20), dot3(w01, w11, w21, va01, va11, va21)
+            o12 = dot3(w01, w11, w21, va02, va12, va22)
+            o20, o21 = dot3(w02, w12, w22, va00, va10, va20), dot3(w02, w12, w22, va01, va11, va21)
+            o22 = dot3(w02, w12, w22, va02, va12, va22)
             v_qw = (qx * (o21 - o12) + qy * (o02 - o20) + qz * (o10 - o01)) * 2.0
             v_qx = (qy * (o01 + o10) + qz * (o02 + o20) + qw * (o21 - o12) - qx * (o11 + o22) * 2.0) * 2.0
             v_qy = (qx * (o01 + o10) + qz * (o12 + o21) + qw * (o02 - o20) - qy * (o00 + o22) * 2.0) * 2.0
             v_qz = (qx * (o02 + o20) + qy * (o12 + o21) + qw * (o10 - o01) - qz * (o00 + o11) * 2.0) * 2.0
-            along = v_qw * qw + v_qx * qx + v_qy * qy + v_qz * qz
-            store_strided(outputs, 0, 10, w00 * v_x + w10 * v_y + w20 * v_z)
-            store_strided(outputs, 1, 10, w01 * v_x + w11 * v_y + w21 * v_z)
-            store_strided(outputs, 2, 10, w02 * v_x + w12 * v_y + w22 * v_z)
+            along = dot3(v_qw, v_qx, v_qy, qw, qx, qy) + v_qz * qz
+            store_strided(outputs, 0, 10, dot3(w00, w10, w20, v_x, v_y, v_z))
+            store_strided(outputs, 1, 10, dot3(w01, w11, w21, v_x, v_y, v_z))
+            store_strided(outputs, 2, 10, dot3(w02, w12, w22, v_x, v_y, v_z))
             store_strided(outputs, 3, 10, (v_qw - along * qw) * inverse)
             store_strided(outputs, 4, 10, (v_qx - along * qx) * inverse)
             store_strided(outputs, 5, 10, (v_qy - along * qy) * inverse)
@@ -308,17 +310,17 @@ def project_backward(counter, pieces, means, quats, scales, view, camera, size, 
                     for j in range(4):
                         v_quats[g, j] += outputs[i, 3 + j]
             if v_view.shape[0] > 0:
-                store(shares, 0, va00 * r00 + va01 * r01 + va02 * r02 + v_x * mx)
-                store(shares, 16, va00 * r10 + va01 * r11 + va02 * r12 + v_x * my)
-                store(shares, 32, va00 * r20 + va01 * r21 + va02 * r22 + v_x * mz)
+                store(shares, 0, dot3(va00, va01, va02, r00, r01, r02) + v_x * mx)
+                store(shares, 16, dot3(va00, va01, va02, r10, r11, r12) + v_x * my)
+                store(shares, 32, dot3(va00, va01, va02, r20, r21, r22) + v_x * mz)
                 store(shares, 48, v_x)
-                store(shares, 64, va10 * r00 + va11 * r01 + va12 * r02 + v_y * mx)
-                store(shares, 80, va10 * r10 + va11 * r11 + va12 * r12 + v_y * my)
-                store(shares, 96, va10 * r20 + va11 * r21 + va12 * r22 + v_y * mz)
+                store(shares, 64, dot3(va10, va11, va12, r00, r01, r02) + v_y * mx)
+                store(shares, 80, dot3(va10, va11, va12, r10, r11, r12) + v_y * my)
+                store(shares, 96, dot3(va10, va11, va12, r20, r21, r22) + v_y * mz)
                 store(shares, 112, v_y)
-                store(shares, 128, va20 * r00 + va21 * r01 + va22 * r02 + v_z * mx)
-                store(shares, 144, va20 * r10 + va21 * r11 + va22 * r12 + v_z * my)
-                store(shares, 160, va20 * r20 + va21 * r21 + va22 * r22 + v_z * mz)
+                store(shares, 128, dot3(va20, va21, va22, r00, r01, r02) + v_z * mx)
+                store(shares, 144, dot3(va20, va21, va22, r10, r11, r12) + v_z * my)
+                store(shares, 160, dot3(va20, va21, va22, r20, r21, r22) + v_z * mz)
                 store(shares, 176, v_z)
                 for j in range(12):
                     for i in range(count):

@@ -180,6 +180,28 @@ def fma(typingctx, a, b, c):
 
 
 @intrinsic
+def dot2(typingctx, a, b, x, y):
+    """a x + b y; one call costs numba's type inference far less than three operators."""
+
+    def emit(context, builder, sig, args):
+        a, b, x, y = args
+        return call(builder, "llvm.fma", a, x, builder.fmul(b, y))
+
+    return lanes(*[lanes] * 4), emit
+
+
+@intrinsic
+def dot3(typingctx, a, b, c, x, y, z):
+    """a x + b y + c z."""
+
+    def emit(context, builder, sig, args):
+        a, b, c, x, y, z = args
+        return call(builder, "llvm.fma", a, x, call(builder, "llvm.fma", b, y, builder.fmul(c, z)))
+
+    return lanes(*[lanes] * 6), emit
+
+
+@intrinsic
 def vmin(typingctx, a, b):
     return lanes(lanes, lanes), lambda context, builder, sig, args: call(builder, "llvm.minnum", *args)
 
