@@ -20,17 +20,18 @@ def prepare(scene, **options):
     return prepare_view(*geometry, scene.viewmats[0], scene.Ks[0], scene.width, scene.height, **options)
 
 
+@pytest.mark.parametrize("keep_weights", [False, True])
 @pytest.mark.parametrize("channels", [1, 3, 16, 21])
-def test_features_of_a_prepared_view(channels):
+def test_features_of_a_prepared_view(channels, keep_weights):
     """Same image, same gradient of the features as the full rasteriser; the geometry gets none."""
     scene = cloud(100, channels=channels, seed=20)
     leaves = scene.leaves()
     background = torch.rand(channels)
     image, alphas, _ = ours(replace(scene, backgrounds=background[None]), leaves)
     features = scene.colors.clone().requires_grad_()
-    view = prepare(scene)
+    view = prepare(scene, keep_weights=keep_weights)
     again, again_alphas = rasterize_features(view, features, background)
-    assert torch.equal(again, image[0]) and torch.equal(again_alphas, alphas[0])
+    assert relative(again, image[0]) < 1e-6 and torch.equal(again_alphas, alphas[0])
     pull = torch.randn(again.shape)
     (image[0] * pull).sum().backward()
     (again * pull).sum().backward()
@@ -38,9 +39,10 @@ def test_features_of_a_prepared_view(channels):
     assert not again_alphas.requires_grad
 
 
-def test_accumulate_is_the_exact_transpose():
+@pytest.mark.parametrize("keep_weights", [False, True])
+def test_accumulate_is_the_exact_transpose(keep_weights):
     scene = cloud(100, seed=21)
-    view = prepare(scene)
+    view = prepare(scene, keep_weights=keep_weights)
     features, values = torch.randn(100, 6), torch.randn(scene.height, scene.width, 6)
     image, alphas = rasterize_features(view, features)
     sums, weights = accumulate(view, values)
@@ -53,8 +55,9 @@ def test_accumulate_is_the_exact_transpose():
     assert not weights[view.radii == 0].any()
 
 
-def test_prepared_view_of_nothing():
-    view = prepare(cloud(0))
+@pytest.mark.parametrize("keep_weights", [False, True])
+def test_prepared_view_of_nothing(keep_weights):
+    view = prepare(cloud(0), keep_weights=keep_weights)
     image, alphas = rasterize_features(view, torch.zeros(0, 4))
     assert image.shape == (29, 37, 4) and not image.any() and not alphas.any()
     sums, weights = accumulate(view, torch.ones(29, 37, 2))

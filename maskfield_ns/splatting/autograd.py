@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from maskfield_ns.splatting.checks import not_finite
+from maskfield_ns.splatting.kept import KeptWeights, gather_kept
 from maskfield_ns.splatting.threads import run
 from maskfield_ns.splatting.tiles import TileLists, build_tile_lists
 
@@ -155,22 +156,26 @@ def blend_backward(
     v_features: np.ndarray,
     v_opacities: np.ndarray,
     rest: GeometryGradient | None = None,
+    kept: KeptWeights | None = None,
 ) -> None:
     """Gradients of one camera, added to v_features [N, D].
 
     Without `rest` there is nothing but that, `features` are not read, and v_opacities [N] receives the sum of each
-    Gaussian's blending weights instead of its gradient.
+    Gaussian's blending weights instead of its gradient; `kept` weights are used then.
     """
     from maskfield_ns.splatting import kernels_backward as kernels
 
     full = rest is not None
     rest = rest or _no_geometry()
     channels = v_image.shape[-1]
-    slot_grads = np.empty(int(lists.band_start[-1]) * (kernels.MOMENTS + channels), np.float32)
-    run(kernels.blend_backward, lists.bands, lists.size, lists.tiles, lists.order, lists.records, lists.band_start,
-        lists.slot_owner, lists.entry_slot, lists.entry_rows, lists.tile_start, features.reshape(-1), channels,
-        rest.image.reshape(-1), rest.transmittance.reshape(-1), v_image.reshape(-1), rest.v_alpha.reshape(-1), full,
-        slot_grads)  # fmt: skip
+    if kept is not None and not full:
+        slot_grads = gather_kept(lists, kept, v_image)
+    else:
+        slot_grads = np.empty(int(lists.band_start[-1]) * (kernels.MOMENTS + channels), np.float32)
+        run(kernels.blend_backward, lists.bands, lists.size, lists.tiles, lists.order, lists.records, lists.band_start,
+            lists.slot_owner, lists.entry_slot, lists.entry_rows, lists.tile_start, features.reshape(-1), channels,
+            rest.image.reshape(-1), rest.transmittance.reshape(-1), v_image.reshape(-1), rest.v_alpha.reshape(-1),
+            full, slot_grads)  # fmt: skip
     pieces = -(-lists.order.shape[0] // kernels.CHUNK)
     run(kernels.collect, pieces, lists.order, lists.records, rest.geometry, rest.opacities, lists.slots, lists.slots_of,
         channels, full, slot_grads, rest.v_means2d, rest.v_geometry, v_opacities, rest.absolute,

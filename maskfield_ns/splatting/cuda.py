@@ -39,7 +39,7 @@ def prepare_cuda(
         "offsets": isect_offset_encode(ids, 1, columns, bands),
         "order": order,
     }
-    return PreparedView(width, height, means.shape[0], radii[0], depths[0], None, parts)
+    return PreparedView(width, height, means.shape[0], radii[0], depths[0], None, None, parts)
 
 
 def blend_cuda(view: PreparedView, features: Tensor, background: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,51 @@ unpack8, unpack4, unpack3, unpack1 = (make_unpack(n) for n in (8, 4, 3, 1))
 
 
 @kernel
+def mix_rows(total, rows, weights, pairs, first, listed, features, channels):
+    """Add each row's list of pairs, pairs[first[row]] and listed[row] - 1 more, to total [row, channel, lane]."""
+    channel = 0
+    while channels - channel >= 8:
+        for row in range(rows):
+            at = (row * channels + channel) * 16
+            mix8(total, at, weights, pairs, first[row], listed[row], features, channels, channel)
+        channel += 8
+    if channels - channel >= 4:
+        for row in range(rows):
+            at = (row * channels + channel) * 16
+            mix4(total, at, weights, pairs, first[row], listed[row], features, channels, channel)
+        channel += 4
+    if channels - channel == 3:
+        for row in range(rows):
+            at = (row * channels + channel) * 16
+            mix3(total, at, weights, pairs, first[row], listed[row], features, channels, channel)
+    else:
+        while channel < channels:
+            for row in range(rows):
+                at = (row * channels + channel) * 16
+                mix1(total, at, weights, pairs, first[row], listed[row], features, channels, channel)
+            channel += 1
+
+
+@kernel
+def store_row(target, at, channels, total, source, left_over, place, background):
+    """Sixteen pixels of an image (channels last) from total[source ...], with the background where it shows."""
+    rest = vabs(load(left_over, place))
+    channel = 0
+    while channels - channel >= 8:
+        unpack8(target, at, channels, total, source + channel * 16, rest, background, channel)
+        channel += 8
+    if channels - channel >= 4:
+        unpack4(target, at, channels, total, source + channel * 16, rest, background, channel)
+        channel += 4
+    if channels - channel == 3:
+        unpack3(target, at, channels, total, source + channel * 16, rest, background, channel)
+    else:
+        while channel < channels:
+            unpack1(target, at, channels, total, source + channel * 16, rest, background, channel)
+            channel += 1
+
+
+@kernel
 def blend(counter, bands, size, tiles, order, records, slot_owner, entry_slot, entry_rows, tile_start, features,
           channels, background, image, transmittance):  # fmt: skip
     """image [H, W, channels] and transmittance [H, W] of one camera; features [N, channels], background [channels]."""
@@ -51,8 +96,8 @@ def blend(counter, bands, size, tiles, order, records, slot_owner, entry_slot, e
     edge = np.empty(16 * channels, np.float32)
     pairs = np.empty((16 * BATCH, 2), np.int32)  # per row: place in `weights`, Gaussian
     listed = np.zeros(16, np.int64)
-    lane = iota()
-    full_blocks = channels // 8 * 8
+    first_pair = np.arange(16) * BATCH
+    lane, start = iota(), np.int64(0)
     while True:
         band = take_next(counter)
         if band >= bands:
@@ -105,52 +150,18 @@ def blend(counter, bands, size, tiles, order, records, slot_owner, entry_slot, e
                         store(left_over, row * 16, now)
                         if bits(now > np.float32(0)) == 0:
                             alive &= ~(1 << row)
-                channel = 0
-                while channel < full_blocks:
-                    for row in range(rows):
-                        mix8(total, (row * channels + channel) * 16, weights, pairs, row * BATCH, listed[row],
-                             features, channels, channel)  # fmt: skip
-                    channel += 8
-                if channels - channel >= 4:
-                    for row in range(rows):
-                        mix4(total, (row * channels + channel) * 16, weights, pairs, row * BATCH, listed[row],
-                             features, channels, channel)  # fmt: skip
-                    channel += 4
-                if channels - channel == 3:
-                    for row in range(rows):
-                        mix3(total, (row * channels + channel) * 16, weights, pairs, row * BATCH, listed[row],
-                             features, channels, channel)  # fmt: skip
-                else:
-                    while channel < channels:
-                        for row in range(rows):
-                            mix1(total, (row * channels + channel) * 16, weights, pairs, row * BATCH, listed[row],
-                                 features, channels, channel)  # fmt: skip
-                        channel += 1
+                mix_rows(total, rows, weights, pairs, first_pair, listed, features, channels)
             for row in range(rows):
                 rest = vabs(load(left_over, row * 16))
                 first = (band * TILE + row) * width + column * TILE
+                source = row * channels * 16
                 if pixels == TILE:
                     store(transmittance, first, rest)
-                    target, at = image, first * channels
+                    store_row(image, first * channels, channels, total, source, left_over, row * 16, background)
                 else:
+                    store_row(edge, start, channels, total, source, left_over, row * 16, background)
                     store(left_over, row * 16, rest)
                     for i in range(pixels):
                         transmittance[first + i] = left_over[row, i]
-                    target, at = edge, 0
-                channel = 0
-                source = row * channels * 16
-                while channel < full_blocks:
-                    unpack8(target, at, channels, total, source + channel * 16, rest, background, channel)
-                    channel += 8
-                if channels - channel >= 4:
-                    unpack4(target, at, channels, total, source + channel * 16, rest, background, channel)
-                    channel += 4
-                if channels - channel == 3:
-                    unpack3(target, at, channels, total, source + channel * 16, rest, background, channel)
-                else:
-                    while channel < channels:
-                        unpack1(target, at, channels, total, source + channel * 16, rest, background, channel)
-                        channel += 1
-                if pixels < TILE:
                     for i in range(pixels * channels):
                         image[first * channels + i] = edge[i]

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from maskfield_ns.errors import SplatError
 from maskfield_ns.splatting.checks import check_cameras, check_finite, expect, image_size, same_device
+from maskfield_ns.splatting.kept import KeptWeights, blend_kept
+from maskfield_ns.splatting.kept import keep_weights as compute_weights
 from maskfield_ns.splatting.tiles import TileLists, build_tile_lists
 
 
@@ -31,6 +33,7 @@ class PreparedView:
     radii: Tensor
     depths: Tensor
     lists: TileLists | None  # on a CPU
+    kept: KeptWeights | None
     cuda: dict[str, Tensor] | None  # what gsplat's blending wants
 
     @property
@@ -41,7 +44,7 @@ class PreparedView:
     def nbytes(self) -> int:
         """Memory the prepared view holds, in bytes."""
         parts = [self.radii, self.depths, *(self.cuda or {}).values()]
-        return sum(t.nbytes for t in parts) + (self.lists.nbytes if self.lists else 0)
+        return sum(t.nbytes for t in parts) + sum(p.nbytes for p in (self.lists, self.kept) if p)
 
 
 @torch.no_grad()
@@ -59,10 +62,14 @@ def prepare_view(
     radius_clip: float = 0.0,
     eps2d: float = 0.3,
     rasterize_mode: str = "classic",
+    keep_weights: bool = False,
 ) -> PreparedView:
     """Everything about rendering these Gaussians into this camera that does not depend on their features.
 
     Arguments and errors are those of `rasterize`, for one camera. Nothing is differentiable by the geometry.
+
+    With `keep_weights` the blending weights themselves are kept, so that few channels render and train several times
+    faster; the price is memory (see ``nbytes``; about 20 MB for 20k Gaussians at 320 x 240). No effect with CUDA.
     """
     expect("means", means, (None, 3))
     n = means.shape[0]
@@ -93,7 +100,9 @@ def prepare_view(
     )
     shown = opacities * compensations[0] if antialiased else opacities
     arrays = [as_array(t) for t in (means2d[0], geometry[0], shown, depths[0], radii[0])]
-    return PreparedView(width, height, n, radii[0], depths[0], build_tile_lists(*arrays, size=(width, height)), None)
+    lists = build_tile_lists(*arrays, size=(width, height))
+    kept = compute_weights(lists) if keep_weights else None
+    return PreparedView(width, height, n, radii[0], depths[0], lists, kept, None)
 
 
 def rasterize_features(
@@ -121,9 +130,13 @@ class _FeatureImage(torch.autograd.Function):
         features, view, background = args
         channels = features.shape[1]
         image = torch.empty(view.height, view.width, channels)
-        rest = torch.empty(view.height, view.width)
         empty = np.zeros(channels, np.float32) if background is None else as_array(background.float())
-        blend(view.lists, as_array(features), empty, image.numpy(), rest.numpy())
+        if view.kept is not None:
+            rest = torch.from_numpy(view.kept.transmittance).reshape(view.height, view.width)
+            blend_kept(view.lists, view.kept, as_array(features), empty, image.numpy())
+        else:
+            rest = torch.empty(view.height, view.width)
+            blend(view.lists, as_array(features), empty, image.numpy(), rest.numpy())
         ctx.view = view
         alphas = (1 - rest)[..., None]
         ctx.mark_non_differentiable(alphas)
@@ -157,7 +170,8 @@ def _transpose(view: PreparedView, values: Tensor) -> tuple[Tensor, Tensor]:
 
     assert view.lists is not None
     sums, weights = torch.zeros(view.count, values.shape[2]), torch.zeros(view.count)
-    blend_backward(view.lists, np.empty((0, 1), np.float32), as_array(values), sums.numpy(), weights.numpy())
+    unread = np.empty((0, 1), np.float32)
+    blend_backward(view.lists, unread, as_array(values), sums.numpy(), weights.numpy(), kept=view.kept)
     return sums, weights
 
 
