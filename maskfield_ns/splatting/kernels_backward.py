@@ -136,7 +136,8 @@ def blend_backward(counter, bands, size, tiles, order, records, band_start, slot
                 owner = np.int64(slot_owner[slot])
                 x = records[owner, 0] - np.float32(column * TILE) - np.float32(0.5)
                 y = records[owner, 1] - np.float32(band * TILE) - np.float32(0.5)
-                a, m, e, level = records[owner, 2], records[owner, 3], records[owner, 4], records[owner, 5]
+                a, m = records[owner, 2], records[owner, 3]
+                e, level = records[owner, 4], records[owner, 5]
                 steep = splat(-a)
                 count = 0
                 weight_sum = zero
@@ -210,7 +211,8 @@ def blend_backward(counter, bands, size, tiles, order, records, band_start, slot
                             channel += 1
                     add_lane_sums(slot_grads, at, weight_sum, zero, zero, zero, zero, zero, zero, zero)
                     continue
-                sum_g, sum_u, sum_y, sum_uu, sum_uy, sum_yy = zero, zero, zero, zero, zero, zero
+                sum_g, sum_u, sum_y = zero, zero, zero
+                sum_uu, sum_uy, sum_yy = zero, zero, zero
                 sum_ax, sum_ay = zero, zero
                 slope_u, slope_y = a * m, e
                 for i in range(count):

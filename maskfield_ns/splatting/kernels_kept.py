@@ -61,7 +61,8 @@ def weigh(counter, bands, size, tiles, records, slot_owner, entry_slot, entry_ro
                 before_entry = used
                 x = records[owner, 0] - np.float32(column * TILE) - np.float32(0.5)
                 y = records[owner, 1] - np.float32(band * TILE) - np.float32(0.5)
-                a, m, e, level = records[owner, 2], records[owner, 3], records[owner, 4], records[owner, 5]
+                a, m = records[owner, 2], records[owner, 3]
+                e, level = records[owner, 4], records[owner, 5]
                 steep = splat(-a)
                 while wanted != 0:
                     row = lowest_bit(wanted)

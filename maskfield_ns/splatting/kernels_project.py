@@ -43,16 +43,21 @@ def project(counter, pieces, means, quats, scales, view, camera, size, limits, m
     bad[piece]: how many means, quats, scales of the piece are not finite.
     """
     n = means.shape[0]
-    fx, fy, cx, cy = splat(camera[0]), splat(camera[1]), splat(camera[2]), splat(camera[3])
+    fx, fy = splat(camera[0]), splat(camera[1])
+    cx, cy = splat(camera[2]), splat(camera[3])
     width, height = splat(size[0]), splat(size[1])
-    near, far, eps, clip = splat(limits[0]), splat(limits[1]), splat(limits[2]), splat(limits[3])
+    near, far = splat(limits[0]), splat(limits[1])
+    eps, clip = splat(limits[2]), splat(limits[3])
     high_x = (width - cx) / fx + width / fx * 0.15
     low_x = -(cx / fx + width / fx * 0.15)
     high_y = (height - cy) / fy + height / fy * 0.15
     low_y = -(cy / fy + height / fy * 0.15)
-    w00, w01, w02, t0 = splat(view[0, 0]), splat(view[0, 1]), splat(view[0, 2]), splat(view[0, 3])
-    w10, w11, w12, t1 = splat(view[1, 0]), splat(view[1, 1]), splat(view[1, 2]), splat(view[1, 3])
-    w20, w21, w22, t2 = splat(view[2, 0]), splat(view[2, 1]), splat(view[2, 2]), splat(view[2, 3])
+    w00, w01 = splat(view[0, 0]), splat(view[0, 1])
+    w02, t0 = splat(view[0, 2]), splat(view[0, 3])
+    w10, w11 = splat(view[1, 0]), splat(view[1, 1])
+    w12, t1 = splat(view[1, 2]), splat(view[1, 3])
+    w20, w21 = splat(view[2, 0]), splat(view[2, 1])
+    w22, t2 = splat(view[2, 2]), splat(view[2, 3])
     zero, one = splat(0.0), splat(1.0)
     inputs = np.zeros((LANES, IN_WIDTH), np.float32)
     outputs = np.zeros((LANES, OUT_WIDTH), np.float32)
@@ -85,7 +90,8 @@ def project(counter, pieces, means, quats, scales, view, camera, size, limits, m
             z = dot3(w20, w21, w22, mx, my, mz) + t2
             visible = (z >= near) & (z <= far)
             inverse = one / vmax(vsqrt(dot3(qw, qx, qy, qw, qx, qy) + qz * qz), splat(1e-12))
-            qw, qx, qy, qz = qw * inverse, qx * inverse, qy * inverse, qz * inverse
+            qw, qx = qw * inverse, qx * inverse
+            qy, qz = qy * inverse, qz * inverse
             r00, r01, r02 = one - dot2(qy, qz, qy, qz) * 2.0, (qx * qy - qw * qz) * 2.0, dot2(qx, qw, qz, qy) * 2.0
             r10, r11, r12 = dot2(qx, qw, qy, qz) * 2.0, one - dot2(qx, qz, qx, qz) * 2.0, (qy * qz - qw * qx) * 2.0
             r20, r21, r22 = (qx * qz - qw * qy) * 2.0, dot2(qy, qw, qz, qx) * 2.0, one - dot2(qx, qy, qx, qy) * 2.0
@@ -150,16 +156,20 @@ def project_backward(counter, pieces, means, quats, scales, view, camera, size, 
                      v_depths, v_geometry, v_compensations, v_means, v_quats, v_scales, v_view):  # fmt: skip
     """Adds to v_means, v_quats and v_scales; v_view[piece] receives the piece's share of the 3 x 4 view gradient."""
     n = means.shape[0]
-    fx, fy, cx, cy = splat(camera[0]), splat(camera[1]), splat(camera[2]), splat(camera[3])
+    fx, fy = splat(camera[0]), splat(camera[1])
+    cx, cy = splat(camera[2]), splat(camera[3])
     width, height = splat(size[0]), splat(size[1])
     eps = splat(limits[2])
     high_x = (width - cx) / fx + width / fx * 0.15
     low_x = -(cx / fx + width / fx * 0.15)
     high_y = (height - cy) / fy + height / fy * 0.15
     low_y = -(cy / fy + height / fy * 0.15)
-    w00, w01, w02, t0 = splat(view[0, 0]), splat(view[0, 1]), splat(view[0, 2]), splat(view[0, 3])
-    w10, w11, w12, t1 = splat(view[1, 0]), splat(view[1, 1]), splat(view[1, 2]), splat(view[1, 3])
-    w20, w21, w22, t2 = splat(view[2, 0]), splat(view[2, 1]), splat(view[2, 2]), splat(view[2, 3])
+    w00, w01 = splat(view[0, 0]), splat(view[0, 1])
+    w02, t0 = splat(view[0, 2]), splat(view[0, 3])
+    w10, w11 = splat(view[1, 0]), splat(view[1, 1])
+    w12, t1 = splat(view[1, 2]), splat(view[1, 3])
+    w20, w21 = splat(view[2, 0]), splat(view[2, 1])
+    w22, t2 = splat(view[2, 2]), splat(view[2, 3])
     zero, one = splat(0.0), splat(1.0)
     inputs = np.zeros((LANES, IN_WIDTH), np.float32)
     grads = np.zeros((LANES, GRAD_WIDTH), np.float32)
@@ -203,7 +213,8 @@ def project_backward(counter, pieces, means, quats, scales, view, camera, size, 
             y = dot3(w10, w11, w12, mx, my, mz) + t1
             z = dot3(w20, w21, w22, mx, my, mz) + t2
             inverse = one / vmax(vsqrt(dot3(qw, qx, qy, qw, qx, qy) + qz * qz), splat(1e-12))
-            qw, qx, qy, qz = qw * inverse, qx * inverse, qy * inverse, qz * inverse
+            qw, qx = qw * inverse, qx * inverse
+            qy, qz = qy * inverse, qz * inverse
             r00, r01, r02 = one - dot2(qy, qz, qy, qz) * 2.0, (qx * qy - qw * qz) * 2.0, dot2(qx, qw, qz, qy) * 2.0
             r10, r11, r12 = dot2(qx, qw, qy, qz) * 2.0, one - dot2(qx, qz, qx, qz) * 2.0, (qy * qz - qw * qx) * 2.0
             r20, r21, r22 = (qx * qz - qw * qy) * 2.0, dot2(qy, qw, qz, qx) * 2.0, one - dot2(qx, qy, qx, qy) * 2.0
@@ -213,7 +224,8 @@ def project_backward(counter, pieces, means, quats, scales, view, camera, size, 
             a12 = dot3(w10, w11, w12, r02, r12, r22)
             a20, a21 = dot3(w20, w21, w22, r00, r10, r20), dot3(w20, w21, w22, r01, r11, r21)
             a22 = dot3(w20, w21, w22, r02, r12, r22)
-            g00, g01, g02, g10, g11, g12 = a00 * s0, a01 * s1, a02 * s2, a10 * s0, a11 * s1, a12 * s2
+            g00, g01, g02 = a00 * s0, a01 * s1, a02 * s2
+            g10, g11, g12 = a10 * s0, a11 * s1, a12 * s2
             g20, g21, g22 = a20 * s0, a21 * s1, a22 * s2
             rz = one / select(visible, z, one)
             ratio_x, ratio_y = x * rz, y * rz

@@ -152,7 +152,8 @@ def fill_tiles(counter, bands, size, tiles, ranges, order, records, band_start, 
         for slot in range(band_start[band], band_start[band + 1]):
             i = slot_owner[slot]
             g = order[i]
-            x, y, a, m, e = records[i, 0], records[i, 1], records[i, 2], records[i, 3], records[i, 4]
+            x, y, a = records[i, 0], records[i, 1], records[i, 2]
+            m, e = records[i, 3], records[i, 4]
             dy = rows - y
             centre = splat(x) - dy * m
             left_over = splat(records[i, 5] + LOG2_255 + SLACK) - dy * dy * e
