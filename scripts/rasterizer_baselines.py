@@ -35,7 +35,7 @@ def tile_lists(
     place = torch.arange(len(gaussian)) - torch.repeat_interleave(torch.cumsum(counts, 0) - counts, counts)
     wide = spans[gaussian, 0]
     tile = (low[gaussian, 1] + place // wide) * columns + low[gaussian, 0] + place % wide
-    order = torch.argsort((tile << 32) | depths.view(torch.int32).long()[gaussian])
+    order = torch.argsort((tile << 32) | depths.float().contiguous().view(torch.int32).long()[gaussian])
     tile, gaussian = tile[order], gaussian[order]
     return tile, gaussian, torch.searchsorted(tile, torch.arange(columns * bands + 1))
 
