@@ -19,3 +19,7 @@ class WeightsError(MaskfieldError):
 
 class CheckpointError(MaskfieldError):
     """A trained run cannot be opened by this version."""
+
+
+class SplatError(MaskfieldError):
+    """Gaussians cannot be rendered: values that are not finite, or tensors of the wrong shape, type or device."""
