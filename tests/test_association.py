@@ -137,6 +137,17 @@ def test_visible_counts_the_views_that_see_the_place() -> None:
     assert groups == {2: 3, 1: 1}
 
 
+def test_agreement_is_the_overlap_with_what_most_views_say() -> None:
+    cells = np.arange(20)
+    box, half = np.repeat([1.0, 0.0], 10)[None], np.repeat([1.0, 0.0], [5, 15])[None]
+    unseen = np.where(cells < 8, cells, -1)  # this view sees eight of the ten cells
+    views = [ViewMasks(cells, box), ViewMasks(cells, box), ViewMasks(unseen, box), ViewMasks(cells, half)]
+    (group,) = associate(views, 20)
+    assert dict(zip(group.members, group.agreement, strict=True)) == pytest.approx(
+        {(0, 0): 1.0, (1, 0): 1.0, (2, 0): 1.0, (3, 0): 0.5}
+    )
+
+
 def test_order_of_rays_does_not_matter() -> None:
     views, _ = looks(3)
     rng = np.random.default_rng(0)

@@ -174,6 +174,7 @@ def test_split_proposals_are_shown_their_union() -> None:
     order = [state.masks.tolist().index(k) for k in keep]
     state.masks = torch.arange(len(keep) + 2)
     state.queries = torch.cat([state.queries[order], torch.tensor([query, query])])
+    state.trust = torch.ones(len(state.queries))
     actual, _ = stage.losses(view, features)
     for name in expected:
         if name != "mask_clip":
@@ -376,3 +377,22 @@ def test_reference_learns_complete_masks() -> None:
     table = train(stage, scene, steps=400, lr=0.005)
     ious = {name: best_iou(stage, scene, table, name) for name in things()}
     assert min(ious.values()) > 0.9, ious
+
+
+def test_masks_that_disagree_with_their_group_say_little_about_its_meaning() -> None:
+    """In two views the proposer takes a box for half of itself, and CLIP calls that half something else."""
+    scene = make_scene(CORNERS)
+    for view in (2, 6):
+        target = scene.views[view]
+        k = scene.names[view].index("yellow")
+        column = np.flatnonzero(target.masks[k].any(0))
+        target.masks[k][:, column[len(column) // 2] :] = 0
+        target.embeddings[k] = meaning("blue")
+    cosines = {}
+    for power in (0.0, 4.0):
+        stage = make_stage(scene, trust_power=power)
+        stage.prepare(adopt=True)
+        query = explained(stage, scene, 0)["yellow"]
+        wanted = torch.from_numpy(meaning("yellow").astype(np.float32))
+        cosines[power] = float(torch.cosine_similarity(stage.head.embeddings[query], wanted, dim=0))
+    assert cosines[4.0] > 0.99 > cosines[0.0]

@@ -68,8 +68,8 @@ def prepare_view(
 
     Arguments and errors are those of `rasterize`, for one camera. Nothing is differentiable by the geometry.
 
-    With `keep_weights` the blending weights themselves are kept, so that few channels render and train several times
-    faster; the price is memory (see ``nbytes``; about 20 MB for 20k Gaussians at 320 x 240). No effect with CUDA.
+    With `keep_weights` the blending weights themselves are kept, so that few channels render and train up to twice
+    as fast; the price is memory (see ``nbytes``; about 20 MB for 20k Gaussians at 320 x 240). No effect with CUDA.
     """
     expect("means", means, (None, 3))
     n = means.shape[0]
