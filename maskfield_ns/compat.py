@@ -41,6 +41,20 @@ def apply() -> None:
     allow_numpy_scalars_in_checkpoints()
     install_error_hook()
     keep_viewer_local()
+    quiet_known_warnings()
+
+
+def quiet_known_warnings() -> None:
+    """Keeps warnings out of users' terminals that they cannot do anything about.
+
+    nerfstudio 1.1.5 indexes camera tensors with lists, which newer torch warns about at every command (no issue
+    upstream that we know of; the result is the one intended).
+    """
+    import warnings
+
+    warnings.filterwarnings(
+        "ignore", message="Using a non-tuple sequence for multidimensional indexing", category=UserWarning
+    )
 
 
 # --- devices and defaults ---------------------------------------------------------------------------------------------
