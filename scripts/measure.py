@@ -173,7 +173,7 @@ class Measure:
 def markdown(known: dict[str, Any]) -> str:
     """The figures as Markdown tables, with what they depend on."""
     parts = []
-    captures = known.get("captures", {})
+    captures = dict(sorted(known.get("captures", {}).items()))
     if captures:
         titles = [title for title, _ in COLUMNS.values()]
         header = ["capture", "rule", *titles, "train", "evaluate", "peak memory"]
