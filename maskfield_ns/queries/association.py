@@ -64,10 +64,11 @@ def mask_cells(views: list[ViewMasks], num_cells: int) -> tuple[sp.csr_matrix, s
 
 def _compact(matrix: sp.csr_matrix, columns: Int[np.ndarray, " C"]) -> sp.csr_matrix:
     """Some columns (ascending) of a matrix of ones, without a table over all columns."""
-    place = np.searchsorted(columns, matrix.indices)
-    kept = columns[np.minimum(place, max(0, len(columns) - 1))] == matrix.indices if len(columns) else place < 0
-    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    return _ones(rows[kept], place[kept], (matrix.shape[0], len(columns)))
+    entries = matrix.tocoo()
+    kept = np.isin(entries.col, columns)
+    return _ones(
+        entries.row[kept], np.searchsorted(columns, entries.col[kept]), (int(np.size(matrix.indptr)) - 1, len(columns))
+    )
 
 
 def consensus_iou(masks: sp.csr_matrix, seen: sp.csr_matrix) -> Float[np.ndarray, " K"]:
