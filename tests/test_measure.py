@@ -47,7 +47,7 @@ def rows(table: str) -> list[dict[str, str]]:
 
 
 def test_each_run_is_a_row_with_its_own_figures_and_blanks_elsewhere(measure: ModuleType) -> None:
-    table, photos = rows(measure.markdown(known()))
+    photos, table = rows(measure.markdown(known()))  # in the order of their names
     assert (table["capture"], table["rule"], table["query mIoU"]) == ("table", "consensus", "0.765")
     assert (table["PSNR"], table["train"], table["peak memory"]) == ("24.1", "2 min 10 s", "2.0 GB")
     assert table["agreement"] == ""
