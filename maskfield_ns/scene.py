@@ -39,7 +39,10 @@ class Answer:
     found: bool
     """Whether the score reaches the measured threshold: False means nothing in the scene answers."""
     queries: tuple[int, ...]
-    """Queries whose masks form the answer, best first; empty when not found."""
+    """The scene's queries nearest to the phrase (``DecisionRule.window``), best first; empty when not found.
+
+    Masks come from every query by its relevancy (:func:`maskfield_ns.queries.decision.heat_map`), not from these alone.
+    """
     negatives: tuple[str, ...]
     """What the phrase was measured against."""
 

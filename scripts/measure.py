@@ -70,7 +70,6 @@ class Measure:
         """Measures, saving after every run, and prints the tables."""
         self.output = self.output.resolve()
         self.output.mkdir(parents=True, exist_ok=True)
-        store = self.output / "figures.json"
         self._save("captures", {})
         for capture in self.captures:
             entry = self._begin(capture.resolve())
@@ -88,7 +87,7 @@ class Measure:
             self._save("pair", report(self.pair_pictures, 100, None))
         tables = markdown(self.known)
         (self.output / "figures.md").write_text(tables, encoding="utf-8")
-        print(f"\n{tables}\n\nfigures: {store} and {self.output / 'figures.md'}")
+        print(f"\n{tables}\n\nfigures: {self.output / 'figures.json'} and {self.output / 'figures.md'}")
         if self.update_readme:
             README.write_text(replace_block(README.read_text(encoding="utf-8"), tables), encoding="utf-8")
             print(f"updated: {README}")

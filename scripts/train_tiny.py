@@ -1,6 +1,6 @@
 """Trains, exports and measures the embedded SAM / CLIP pair.
 
-    python scripts/render_scenes.py dataset --output DATA --num-images 12000
+    python scripts/render_scenes.py dataset --output DATA --num-images 9600
     python scripts/render_scenes.py dataset --output VAL --num-images 400 --seed 1000
     python scripts/train_tiny.py sam --data DATA --work WORK
     python scripts/train_tiny.py clip --data DATA --work WORK

@@ -66,9 +66,8 @@ def _compact(matrix: sp.csr_matrix, columns: Int[np.ndarray, " C"]) -> sp.csr_ma
     """Some columns (ascending) of a matrix of ones, without a table over all columns."""
     entries = matrix.tocoo()
     kept = np.isin(entries.col, columns)
-    return _ones(
-        entries.row[kept], np.searchsorted(columns, entries.col[kept]), (int(np.size(matrix.indptr)) - 1, len(columns))
-    )
+    shape = (len(matrix.indptr) - 1, len(columns))
+    return _ones(entries.row[kept], np.searchsorted(columns, entries.col[kept]), shape)
 
 
 def consensus_iou(masks: sp.csr_matrix, seen: sp.csr_matrix) -> Float[np.ndarray, " K"]:
@@ -166,9 +165,11 @@ def associate(
     groups = []
     for c in np.nonzero(alive[: len(clusters)])[0]:
         own = count[c] > 0
+        if own.sum() < min_views:
+            continue
         # visible[c] sums over masks: divided by their number it is the share of an average mask that a view sees.
         sees = visible[c] / count[c].sum() >= 0.5 * sizes[clusters[c]].mean()
         chosen = np.sort(clusters[c])  # masks are numbered by view, then place: the order of their labels
         agreement = consensus_iou(sp.csr_matrix(members[chosen]), sp.csr_matrix(seen[view_of[chosen]]))
         groups.append(Group([label[i] for i in chosen], int((own | sees).sum()), tuple(agreement.tolist())))
-    return sorted((g for g in groups if g.views >= min_views), key=lambda g: (-g.views, g.members))
+    return sorted(groups, key=lambda g: (-g.views, g.members))

@@ -135,10 +135,10 @@ def class_scores(
     return torch.where((said > 0).any(dim=0), pooled.clamp(min=0), 0.0)
 
 
-def class_map(scores: Float[Tensor, "*batch N"], minimum: float = 0.0) -> Int64[Tensor, "*batch"]:
-    """Best class per pixel; -1 where even the best has at most ``minimum``."""
+def class_map(scores: Float[Tensor, "*batch N"]) -> Int64[Tensor, "*batch"]:
+    """Best class per pixel; -1 where no class has a score above 0."""
     best = scores.max(dim=-1)
-    return torch.where(best.values > minimum, best.indices, torch.full_like(best.indices, -1))
+    return torch.where(best.values > 0, best.indices, torch.full_like(best.indices, -1))
 
 
 def instance_map(

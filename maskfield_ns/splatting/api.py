@@ -16,6 +16,7 @@ from maskfield_ns.splatting.checks import (
     check_cameras,
     check_finite,
     expect,
+    expect_gaussians,
     image_size,
     same_device,
 )
@@ -177,12 +178,9 @@ def _check(given: dict[str, Any], sh_degree: int | None, render_mode: str, raste
         raise SplatError(f"render_mode is {render_mode!r}; expected one of {', '.join(RENDER_MODES)}")
     if rasterize_mode not in ("classic", "antialiased"):
         raise SplatError(f"rasterize_mode is {rasterize_mode!r}; expected 'classic' or 'antialiased'")
-    expect("means", given["means"], (None, 3))
+    n = expect_gaussians(given["means"], given["quats"], given["scales"], given["opacities"])
     expect("viewmats", given["viewmats"], (None, 4, 4))
-    n, cameras = given["means"].shape[0], given["viewmats"].shape[0]
-    expect("quats", given["quats"], (n, 4))
-    expect("scales", given["scales"], (n, 3))
-    expect("opacities", given["opacities"], (n,))
+    cameras = given["viewmats"].shape[0]
     expect("Ks", given["Ks"], (cameras, 3, 3))
     if sh_degree is None:
         expect("colors", given["colors"], (n, None), (cameras, n, None))

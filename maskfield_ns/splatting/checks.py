@@ -25,6 +25,16 @@ def expect(name: str, tensor: Any, *shapes: tuple[Any, ...]) -> None:
         raise SplatError(f"`{name}` holds {tensor.dtype}; expected floating-point numbers")
 
 
+def expect_gaussians(means: Any, quats: Any, scales: Any, opacities: Any) -> int:
+    """Number N of Gaussians with centres [N, 3], rotations [N, 4], scales [N, 3] and opacities [N], else SplatError."""
+    expect("means", means, (None, 3))
+    n = means.shape[0]
+    expect("quats", quats, (n, 4))
+    expect("scales", scales, (n, 3))
+    expect("opacities", opacities, (n,))
+    return n
+
+
 def same_device(tensors: Mapping[str, Tensor | None]) -> torch.device:
     """The one device of all tensors, else SplatError."""
     devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}

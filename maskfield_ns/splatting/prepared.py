@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from maskfield_ns.errors import SplatError
-from maskfield_ns.splatting.checks import check_cameras, check_finite, expect, image_size, same_device
+from maskfield_ns.splatting.checks import check_cameras, check_finite, expect, expect_gaussians, image_size, same_device
 from maskfield_ns.splatting.kept import KeptWeights, blend_kept
 from maskfield_ns.splatting.kept import keep_weights as compute_weights
 from maskfield_ns.splatting.tiles import TileLists, build_tile_lists
@@ -71,11 +71,7 @@ def prepare_view(
     With `keep_weights` the blending weights themselves are kept, so that few channels render and train up to twice
     as fast; the price is memory (see ``nbytes``; about 20 MB for 20k Gaussians at 320 x 240). No effect with CUDA.
     """
-    expect("means", means, (None, 3))
-    n = means.shape[0]
-    expect("quats", quats, (n, 4))
-    expect("scales", scales, (n, 3))
-    expect("opacities", opacities, (n,))
+    n = expect_gaussians(means, quats, scales, opacities)
     expect("viewmat", viewmat, (4, 4))
     expect("K", K, (3, 3))
     if rasterize_mode not in ("classic", "antialiased"):

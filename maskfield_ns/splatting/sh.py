@@ -29,14 +29,15 @@ class _ShColors(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
         from maskfield_ns.splatting import kernels_sh as kernels
+        from maskfield_ns.splatting.autograd import as_array
 
         means, coefficients, centres, radii, degree = args
         cameras, n = radii.shape
         colors = torch.zeros(cameras, n, 3)
-        points = means.detach().contiguous().numpy()
+        points = as_array(means)
         for c in range(cameras):
             table = coefficients if coefficients.dim() == 3 else coefficients[c]
-            run(kernels.sh_colors, -(-n // kernels.CHUNK), points, table.detach().contiguous().numpy(),
+            run(kernels.sh_colors, -(-n // kernels.CHUNK), points, as_array(table),
                 centres[c].detach().numpy(), radii[c].numpy(), degree, colors[c].numpy())  # fmt: skip
         ctx.save_for_backward(means, coefficients, centres, radii, colors)
         ctx.degree = degree
@@ -45,19 +46,20 @@ class _ShColors(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:  # type: ignore[override]
         from maskfield_ns.splatting import kernels_sh as kernels
+        from maskfield_ns.splatting.autograd import as_array
 
         means, coefficients, centres, radii, colors = ctx.saved_tensors
         cameras, n = radii.shape
         v_colors = grads[0].contiguous()
         v_means, v_coefficients = torch.zeros(means.shape), torch.zeros(coefficients.shape)
         v_centres = torch.zeros(centres.shape)
-        points = means.detach().contiguous().numpy()
+        points = as_array(means)
         for c in range(cameras):
             shared = coefficients.dim() == 3
             table, target = (coefficients, v_coefficients) if shared else (coefficients[c], v_coefficients[c])
             pieces = -(-n // kernels.CHUNK)
             sums = np.zeros((pieces, 3), np.float64)
-            run(kernels.sh_colors_backward, pieces, points, table.detach().contiguous().numpy(),
+            run(kernels.sh_colors_backward, pieces, points, as_array(table),
                 centres[c].detach().numpy(), radii[c].numpy(), ctx.degree, colors[c].numpy(), v_colors[c].numpy(),
                 v_means.numpy(), target.numpy(), sums)  # fmt: skip
             v_centres[c] = -torch.from_numpy(sums.sum(0)).float()
