@@ -130,6 +130,22 @@ class MaskStage:
             table = torch.tensor(pairs, dtype=torch.float64, device=device).reshape(-1, 3)
             self.states[view] = ViewState(table[:, 0].long(), table[:, 1].long(), table[:, 2].float())
 
+    @torch.no_grad()
+    def pixel_codes(self, view: int, device: torch.device) -> tuple[Float[Tensor, "P channels"], Float[Tensor, "P L"]]:
+        """What the explained masks of a view say about its pixels; see :func:`.closed_form.pixel_codes`."""
+        from maskfield_ns.queries.closed_form import pixel_codes
+
+        head, state = self.head, self.states.get(view)
+        blocks = len(LEVELS) if head.by_level else 1
+        if state is None or not len(state.queries):
+            cells = self.views[view].valid.size
+            return torch.zeros(cells, head.channels, device=device), torch.zeros(cells, blocks, device=device)
+        targets = self.views.tensors(view, device)
+        unit = F.normalize(head.feature_vectors, dim=-1)
+        levels = head.levels[state.queries].clamp(min=0)
+        masks = targets.masks[state.masks] * targets.valid
+        return pixel_codes(unit, state.queries, levels, masks, head.support[state.queries] ** 2, blocks)
+
     def losses(
         self, view: int, features: Float[Tensor, "P channels"]
     ) -> tuple[dict[str, Float[Tensor, ""]], dict[str, float]]:

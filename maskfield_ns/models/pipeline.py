@@ -10,13 +10,12 @@ import numpy as np
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from maskfield_ns.data.datamanager import MaskfieldDataManager
 from maskfield_ns.evaluation.labels import LabelledCapture
 from maskfield_ns.evaluation.metrics import Agreement, matched_mean_iou
 from maskfield_ns.evaluation.report import SegmentationReport
 from maskfield_ns.foundation.protocols import LEVELS
 from maskfield_ns.models.mask_outputs import ActiveQuery, Outputs, answer_view, ask, query_masks
-from maskfield_ns.models.maskfield import MaskfieldModel
+from maskfield_ns.models.queryable import QueryableModel
 from maskfield_ns.queries.decision import DecisionRule
 from maskfield_ns.queries.head import QueryHead
 
@@ -38,8 +37,7 @@ class MaskfieldPipeline(VanillaPipeline):
         """A colour step, or from the datamanager's ``mask_start`` on a mask step."""
         ray_bundle, batch = self.datamanager.next_train(step)
         if "mask_view" in batch:
-            model, datamanager = cast(MaskfieldModel, self.model), cast(MaskfieldDataManager, self.datamanager)
-            return model.mask_step(int(batch["mask_view"]), datamanager.mask_view_rays)
+            return cast(QueryableModel, self.model).mask_step(int(batch["mask_view"]), cast(Any, self.datamanager).look)
         outputs = self._model(ray_bundle)
         metrics = self.model.get_metrics_dict(outputs, batch)
         return outputs, self.model.get_loss_dict(outputs, batch, metrics), metrics
