@@ -23,6 +23,7 @@ from maskfield_ns.fields.mask_field import MaskFieldConfig
 from maskfield_ns.foundation.config import MergedConfig, OpenClipConfig, SamConfig, TinyClipConfig
 from maskfield_ns.models.mask_stage import MaskStageConfig
 from maskfield_ns.models.maskfield import MaskfieldModelConfig
+from maskfield_ns.models.optimizers import FusedAdamOptimizerConfig
 from maskfield_ns.models.pipeline import MaskfieldPipelineConfig
 from maskfield_ns.models.splat import MaskfieldSplatModelConfig
 
@@ -152,8 +153,13 @@ maskfield_lite = MethodSpecification(
 
 
 def _constant(lr: float) -> dict[str, Any]:
-    """Adam with a constant rate."""
-    return {"optimizer": AdamOptimizerConfig(lr=lr, eps=1e-15), "scheduler": None}
+    """Adam with a constant rate, for tensors as long as there are Gaussians."""
+    return {"optimizer": FusedAdamOptimizerConfig(lr=lr, eps=1e-15), "scheduler": None}
+
+
+def _fused(lr: float, lr_final: float, max_steps: int, start: int = 0) -> dict[str, Any]:
+    """:func:`_adam` for tensors as long as there are Gaussians."""
+    return _adam(lr, lr_final, max_steps, start) | {"optimizer": FusedAdamOptimizerConfig(lr=lr, eps=1e-15)}
 
 
 maskfield_splat = MethodSpecification(
@@ -181,7 +187,7 @@ maskfield_splat = MethodSpecification(
         ),
         # Colours: the rates of splatfacto.
         optimizers={
-            "means": _adam(1.6e-4, 1.6e-6, 30000),
+            "means": _fused(1.6e-4, 1.6e-6, 30000),
             "features_dc": _constant(2.5e-3),
             "features_rest": _constant(1.25e-4),
             "opacities": _constant(5e-2),
@@ -189,7 +195,7 @@ maskfield_splat = MethodSpecification(
             "quats": _constant(1e-3),
             "camera_opt": _adam(1e-4, 5e-7, 30000),
             "bilateral_grid": _adam(2e-3, 1e-4, 30000),
-            "mask_features": _adam(2.5e-2, 2.5e-3, 30000, start=28000),
+            "mask_features": _fused(2.5e-2, 2.5e-3, 30000, start=28000),
             "queries": _adam(5e-3, 5e-4, 30000, start=28000),
         },
     ),
@@ -238,7 +244,7 @@ maskfield_splat_lite = MethodSpecification(
             ),
         ),
         optimizers={
-            "means": _adam(1.6e-3, 1.6e-4, _SPLAT_COLOUR),
+            "means": _fused(1.6e-3, 1.6e-4, _SPLAT_COLOUR),
             "features_dc": _constant(1e-2),
             "features_rest": _constant(1e-3),
             "opacities": _constant(5e-2),
@@ -246,7 +252,7 @@ maskfield_splat_lite = MethodSpecification(
             "quats": _constant(5e-3),
             "camera_opt": _adam(1e-4, 1e-5, _SPLAT_COLOUR),
             "bilateral_grid": _adam(2e-3, 1e-4, _SPLAT_COLOUR),
-            "mask_features": _adam(2.5e-2, 2.5e-3, _SPLAT_COLOUR + _SPLAT_MASK, start=_SPLAT_COLOUR),
+            "mask_features": _fused(2.5e-2, 2.5e-3, _SPLAT_COLOUR + _SPLAT_MASK, start=_SPLAT_COLOUR),
             "queries": _adam(5e-3, 5e-4, _SPLAT_COLOUR + _SPLAT_MASK, start=_SPLAT_COLOUR),
         },
     ),

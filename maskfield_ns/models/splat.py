@@ -22,6 +22,7 @@ from maskfield_ns.models.mask_outputs import Outputs
 from maskfield_ns.models.queryable import Look, QueryableConfig, QueryableModel, cell_index
 from maskfield_ns.queries.closed_form import neighbours, solve_features
 from maskfield_ns.splatting import PreparedView, accumulate, prepare_view, rasterize, rasterize_features
+from maskfield_ns.splatting.ssim import ssim
 
 if TYPE_CHECKING:
     from maskfield_ns.models.mask_stage import MaskStage
@@ -62,6 +63,9 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
             super().populate_modules()
         self.populate_queries(self.config.feature_dim)
         self.strategy.verbose = False
+        # A third of a step on a CPU otherwise; the same figure.
+        del self.ssim
+        self.ssim = batch_ssim
         # Among the Gaussians' parameters, so that splitting, duplicating and culling take them along.
         self.gauss_params["mask_features"] = Parameter(torch.zeros(self.num_points, self.query_head.channels))
         self._prepared: dict[int, PreparedView] = {}
@@ -281,6 +285,11 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
         features = self.gauss_params["mask_features"]
         if len(unseen):
             features[unseen] = features[nearest].mean(1)
+
+
+def batch_ssim(image: Float[Tensor, "1 C H W"], target: Float[Tensor, "1 C H W"]) -> Float[Tensor, ""]:
+    """Mean SSIM of two pictures in [0, 1], as splatfacto asks for it."""
+    return ssim(image[0].permute(1, 2, 0), target[0].permute(1, 2, 0))
 
 
 def check_gaussians(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
