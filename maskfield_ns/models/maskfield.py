@@ -16,6 +16,7 @@ from torch import Tensor
 
 from maskfield_ns import compat
 from maskfield_ns.fields.mask_field import MaskField, MaskFieldConfig, render_features, unit_cube_positions
+from maskfield_ns.models.base_run import copy_tensors
 from maskfield_ns.models.mask_outputs import Outputs
 from maskfield_ns.models.queryable import Look, QueryableConfig, QueryableModel, cell_index
 
@@ -48,6 +49,7 @@ class MaskfieldModel(QueryableModel, NerfactoModel):
     """The radiance field is nerfacto's and learns from colours alone; mask features never move density or colour."""
 
     config: MaskfieldModelConfig
+    base_config = NerfactoModelConfig
 
     def populate_modules(self) -> None:
         """Nerfacto's modules, the mask feature field and the query head."""
@@ -72,6 +74,15 @@ class MaskfieldModel(QueryableModel, NerfactoModel):
         """
         self.check_queries(state_dict, ("mask_field.", "field.", "proposal_networks."))
         return super().load_state_dict(state_dict, strict=strict, **kwargs)
+
+    def load_base(self, tensors: dict[str, Tensor]) -> None:
+        """Takes over the radiance field of a base run, its proposal networks and camera corrections.
+
+        Raises:
+            CheckpointError: tensors missing or of the wrong shape.
+        """
+        prefixes = ("field.", "proposal_networks.", "camera_optimizer.")
+        copy_tensors(self, tensors, [name for name in self.state_dict() if name.startswith(prefixes)])
 
     # --- rendering ----------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,9 @@ class QueryableConfig:
     """Phrases shown as relevancy_i and composited_i by ns-viewer, ns-render and ns-eval."""
     negatives: tuple[str, ...] = CANONICAL_NEGATIVES
     """Phrases that relevancy is measured against."""
+    base_run: Path | None = None
+    """config.yml (or run folder, or checkpoint) of a trained nerfacto or splatfacto run to attach masks to: its colours
+    and geometry are taken over and stay as they are; only the mask stage is trained."""
 
 
 class QueryableModel:
@@ -54,6 +58,17 @@ class QueryableModel:
     config: Any
     query_head: QueryHead
     text: TextEncoder
+
+    base_config: type
+    """nerfstudio's config class of the radiance field that masks can be attached to."""
+
+    @abstractmethod
+    def load_base(self, tensors: dict[str, Tensor]) -> None:
+        """Takes over colours and geometry of a base run.
+
+        Raises:
+            CheckpointError: tensors missing or of the wrong shape.
+        """
 
     @abstractmethod
     def mask_features(self, view: int, look: Look) -> Float[Tensor, "P channels"]:

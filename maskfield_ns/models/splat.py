@@ -18,6 +18,7 @@ from maskfield_ns import compat
 from maskfield_ns.errors import CheckpointError
 from maskfield_ns.fields.mask_field import unit_cube_positions
 from maskfield_ns.foundation.protocols import LEVELS
+from maskfield_ns.models.base_run import copy_tensors
 from maskfield_ns.models.mask_outputs import Outputs
 from maskfield_ns.models.queryable import Look, QueryableConfig, QueryableModel, cell_index
 from maskfield_ns.queries.closed_form import neighbours, solve_features
@@ -56,6 +57,7 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
     """
 
     config: MaskfieldSplatModelConfig
+    base_config = SplatfactoModelConfig
 
     def populate_modules(self) -> None:
         """Splatfacto's modules, mask features per Gaussian (``gauss_params["mask_features"]``) and the query head."""
@@ -105,6 +107,21 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
                 value = torch.zeros(count, *parameter.shape[1:])
             parameter.data = value.to(parameter.device, parameter.dtype).clone()
         self.step = 10**6  # all spherical harmonics are in use; a resumed training sets the step again
+
+    def load_base(self, tensors: dict[str, Tensor]) -> None:
+        """Takes over the Gaussians of a base run, and its camera corrections if there are any.
+
+        Raises:
+            CheckpointError: tensors missing or of the wrong shape.
+        """
+        prefix = "gauss_params."
+        gaussians = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        gaussians.pop("mask_features", None)  # of another mask stage, with other queries
+        self.load_gaussians(gaussians)
+        rest = tuple(
+            name for name, _ in self.named_parameters() if name.startswith(("camera_optimizer.", "bil_grids."))
+        )
+        copy_tensors(self, tensors, rest)
 
     # --- colour training ----------------------------------------------------------------------------------------------
 
