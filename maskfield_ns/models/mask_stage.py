@@ -153,11 +153,12 @@ class MaskStage:
         rule = self._reference if self.config.rule == "reference" else self._consensus
         targets = self.views.tensors(view, features.device)
         valid = targets.valid
-        targets = replace(targets, masks=targets.masks[:, valid], valid=valid[valid])
+        if not valid.all():
+            targets = replace(targets, masks=targets.masks[:, valid], valid=valid[valid])
         self.steps += 1
         # Costs are sums over thousands of pixels: half precision overflows under nerfstudio's mixed precision.
         with torch.autocast(features.device.type, enabled=False):
-            features = features[valid].float()
+            features = (features if valid.all() else features[valid]).float()
             if len(targets.masks) == 0:
                 return {"mask_loss": (features * 0).sum()}, {}
             return rule(view, features, targets)
@@ -176,34 +177,34 @@ class MaskStage:
             of_level = (head.levels[state.queries] == level).nonzero()[:, 0]
             if not len(of_level):
                 continue
-            log_p = head.log_probabilities(features, level).T
-            bank = head.bank(level)
-            column = torch.zeros(head.num_queries, dtype=torch.long, device=bank.device)
-            column[bank] = torch.arange(len(bank), device=bank.device)
-            hit, place = column[state.queries[of_level]].unique(return_inverse=True)
+            used = head.used(level)
+            position = torch.zeros(head.num_queries, dtype=torch.long, device=used.device)
+            position[used] = torch.arange(len(used), device=used.device)
+            hit, place = position[state.queries[of_level]].unique(return_inverse=True)
+            log_p, log_none = head.log_probabilities(features, level, hit)
             # A query explained by several masks (the proposer split the thing) is shown their union.
-            union = torch.zeros(len(hit), log_p.shape[1], device=log_p.device)
+            union = torch.zeros(len(hit), len(features), device=features.device)
             masks = targets.masks[state.masks[of_level]]
             union = union.scatter_reduce(0, place[:, None].expand_as(masks), masks, "amax") * valid
             # Masks of one level should exclude each other. Where they do not, the thing found in more views wins:
             # a proposal that merges two things is the rarer one.
-            trust = union * head.support[bank[hit]][:, None] ** 2
+            trust = union * head.support[used[hit]][:, None] ** 2
             share = trust / trust.sum(0).clamp(min=1e-6)
             covered = union.amax(0)
             # Pixels no mask covers say little: the thing there may only have been missed in this view.
-            per_pixel = -(share * log_p[hit]).sum(0) * covered
-            uncovered = -log_p[-1] * (1 - covered) * valid * cfg.absent_weight
+            per_pixel = -(share * log_p).sum(0) * covered
+            uncovered = -log_none * (1 - covered) * valid * cfg.absent_weight
             balance = share / (share * covered).sum(1, keepdim=True).clamp(min=1.0)
-            balanced = -(balance * log_p[hit]).sum(0) * covered
+            balanced = -(balance * log_p).sum(0) * covered
             cross_entropy.append(
                 (per_pixel + uncovered).sum() / valid.sum() + cfg.small_weight * balanced.sum() / len(hit)
             )
             target = (share * covered).detach()
-            probability = log_p[hit].exp() * covered
+            probability = log_p.exp() * covered
             overlap = (probability * target).sum(1)
             dice.append(1 - (2 * overlap + 1) / (probability.sum(1) + target.sum(1) + 1))
             with torch.no_grad():
-                predicted, truth = (log_p[hit].exp() > 0.5) & (covered > 0.5), target > 0.5
+                predicted, truth = (log_p.exp() > 0.5) & (covered > 0.5), target > 0.5
                 seen = truth.any(1)
                 both = (predicted & truth).sum(1) / (predicted | truth).sum(1).clamp(min=1)
                 iou.append(both[seen])

@@ -127,12 +127,25 @@ class QueryHead(nn.Module):
         logits = features @ self.feature_vectors.T
         return logits + self.bias if self.parametrisation == "table" else logits
 
-    def log_probabilities(self, features: Float[Tensor, "*batch channels"], level: int) -> Float[Tensor, "*batch B+1"]:
-        """Log soft-max over the bank of a level and, last, "none of them" (logit 0); unused queries get -inf."""
+    def used(self, level: int) -> Int64[Tensor, " N"]:
+        """Indices of the queries of a level's bank that stand for something."""
         bank = self.bank(level)
-        unused = F.pad(self.support[bank] <= 0, (0, 1), value=False)
-        logits = self._level_logits(features, level, bank).masked_fill(unused, float("-inf"))
-        return F.log_softmax(logits, dim=-1)
+        return bank[self.support[bank] > 0]
+
+    def log_probabilities(
+        self, features: Float[Tensor, "P channels"], level: int, chosen: Int64[Tensor, " K"]
+    ) -> tuple[Float[Tensor, "K P"], Float[Tensor, " P"]]:
+        """Log soft-max over the used queries of a level and "none of them" (logit 0).
+
+        Args:
+            chosen: positions in :meth:`used` of the queries wanted; the others only count in the denominator.
+
+        Returns:
+            log-probabilities of the chosen queries, and of none.
+        """
+        logits = self._level_logits(features, level, self.used(level))
+        partition = logits.logsumexp(dim=-1)
+        return logits.index_select(1, chosen).T - partition, -partition
 
     def _level_logits(
         self, features: Float[Tensor, "*batch channels"], level: int, queries: Int64[Tensor, " N"]
@@ -158,8 +171,7 @@ class QueryHead(nn.Module):
             return self.logits(features)[..., queries].sigmoid()
         result = features.new_zeros(*features.shape[:-1], len(queries))
         for level in range(len(LEVELS)):
-            used = self.bank(level)
-            used = used[self.support[used] > 0]
+            used = self.used(level)
             wanted, found = (queries[:, None] == used).nonzero(as_tuple=True)
             if len(wanted):
                 result[..., wanted] = self._level_logits(features, level, used).softmax(dim=-1)[..., found]
