@@ -136,21 +136,6 @@ def test_without_any_query_in_use_nothing_is_held() -> None:
     assert torch.equal(head.probabilities(torch.randn(5, head.channels)), torch.zeros(5, 12))
 
 
-def test_log_probabilities_are_those_of_the_used_queries_and_none() -> None:
-    head = small_head()
-    head.support[[1, 3]] = 4.0
-    assert head.used(0).tolist() == [1, 3]
-    features = torch.randn(5, head.channels, requires_grad=True)
-    log_p, log_none = head.log_probabilities(features, 0, torch.tensor([1]))
-    assert log_p.shape == (1, 5) and log_none.shape == (5,)
-    expected = head.probabilities(features, torch.tensor([1, 3]))
-    torch.testing.assert_close(log_p[0].exp(), expected[:, 1])
-    torch.testing.assert_close(log_none.exp(), 1 - expected.sum(-1))
-    (gradient,) = torch.autograd.grad(log_p.sum() + log_none.sum(), features)
-    assert torch.isfinite(gradient).all()
-    assert gradient.abs().sum() > 0
-
-
 def test_without_levels_every_query_decides_alone() -> None:
     head = small_head(by_level=False)
     features = torch.randn(5, head.channels)

@@ -132,30 +132,21 @@ class QueryHead(nn.Module):
         bank = self.bank(level)
         return bank[self.support[bank] > 0]
 
-    def log_probabilities(
-        self, features: Float[Tensor, "P channels"], level: int, chosen: Int64[Tensor, " K"]
-    ) -> tuple[Float[Tensor, "K P"], Float[Tensor, " P"]]:
-        """Log soft-max over the used queries of a level and "none of them" (logit 0).
+    def level_block(self, features: Float[Tensor, "*batch channels"], level: int) -> Float[Tensor, "*batch D"]:
+        """The channels of rendered features that tell the things of a level apart."""
+        return features[..., level * self.feature_dim : (level + 1) * self.feature_dim] if self.by_level else features
 
-        Args:
-            chosen: positions in :meth:`used` of the queries wanted; the others only count in the denominator.
-
-        Returns:
-            log-probabilities of the chosen queries, and of none.
-        """
-        logits = self._level_logits(features, level, self.used(level))
-        partition = logits.logsumexp(dim=-1)
-        return logits.index_select(1, chosen).T - partition, -partition
+    def level_parameters(self, queries: Int64[Tensor, " N"]) -> tuple[Float[Tensor, "N D"], Float[Tensor, " N"]]:
+        """Mask vectors and biases of some queries."""
+        vectors = self.mask_vectors[queries]
+        return vectors, self.bias[queries] if self.parametrisation == "table" else vectors.new_zeros(len(queries))
 
     def _level_logits(
         self, features: Float[Tensor, "*batch channels"], level: int, queries: Int64[Tensor, " N"]
     ) -> Float[Tensor, "*batch N+1"]:
         """Logits of some queries of one level and, last, of "none of them"."""
-        block = features[..., level * self.feature_dim : (level + 1) * self.feature_dim] if self.by_level else features
-        logits = block @ self.mask_vectors[queries].T
-        if self.parametrisation == "table":
-            logits = logits + self.bias[queries]
-        return F.pad(logits, (0, 1))
+        vectors, bias = self.level_parameters(queries)
+        return F.pad(self.level_block(features, level) @ vectors.T + bias, (0, 1))
 
     def probabilities(
         self, features: Float[Tensor, "*batch channels"], queries: Int64[Tensor, " N"] | None = None
