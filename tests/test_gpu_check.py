@@ -13,14 +13,14 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
 @pytest.fixture
-def gpu_check(monkeypatch: pytest.MonkeyPatch):  # noqa: ANN201
+def gpu_check(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import gpu_check
 
     return gpu_check
 
 
-def test_the_script_runs_without_a_gpu(gpu_check, tmp_path: Path, monkeypatch, capsys) -> None:  # noqa: ANN001
+def test_the_script_runs_without_a_gpu(gpu_check, tmp_path: Path, monkeypatch, capsys) -> None:
     output = tmp_path / "check.json"
     arguments = ["--device", "cpu", "--quick", "--repetitions", "1", "--output", str(output)]
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", *arguments])
@@ -32,10 +32,10 @@ def test_the_script_runs_without_a_gpu(gpu_check, tmp_path: Path, monkeypatch, c
     assert "| mask-stage step |" in capsys.readouterr().out
 
 
-def test_a_wrong_gradient_is_noticed(gpu_check, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN001
+def test_a_wrong_gradient_is_noticed(gpu_check, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, right = [], gpu_check.rasterize
 
-    def wrong(**arguments):  # noqa: ANN003, ANN202
+    def wrong(**arguments):
         calls.append(1)
         if len(calls) % 2 == 0:
             arguments["opacities"] = arguments["opacities"] * 0.9
@@ -45,7 +45,7 @@ def test_a_wrong_gradient_is_noticed(gpu_check, monkeypatch: pytest.MonkeyPatch)
     assert not any(row["passed"] for row in gpu_check.parity(torch.device("cpu")))
 
 
-def test_without_a_gpu_it_says_so(gpu_check, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # noqa: ANN001
+def test_without_a_gpu_it_says_so(gpu_check, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
