@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager, FullImageDatamanagerConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 
 from maskfield_ns.data.mask_source import MaskSource, MaskSourceConfig, NoHeldOutViews, checked_capture
 from maskfield_ns.data.mask_views import MaskViews
+from maskfield_ns.data.points import check_points
 from maskfield_ns.data.undistortion import Undistortion, undistortion
 
 
@@ -50,6 +54,7 @@ class MaskfieldSplatDataManager(MaskSource, FullImageDatamanager[InputDataset]):
         **kwargs: Any,
     ):
         self.capture = checked_capture(config, images=test_mode != "inference")
+        self._check_points(config)
         self.mask_views: MaskViews | None = None
         # The order of views follows ns-train's --machine.seed, which it has handed to torch by now.
         self._seed = torch.initial_seed() % (1 << 32)
@@ -57,6 +62,17 @@ class MaskfieldSplatDataManager(MaskSource, FullImageDatamanager[InputDataset]):
         super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
         self.publish_metadata()
         self.train_dataset.metadata["eval_undistortions"] = self._eval_undistortions
+
+    def _check_points(self, config: MaskfieldSplatDataManagerConfig) -> None:
+        """The capture's sparse points, where they are going to be used."""
+        parser = config.dataparser
+        if self.capture is None or not isinstance(parser, NerfstudioDataParserConfig) or not parser.load_3D_points:
+            return
+        path = Path(config.data or parser.data)
+        transforms = path if path.suffix == ".json" else self.capture.folder / "transforms.json"
+        meta = json.loads(transforms.read_text(encoding="utf-8"))
+        if "ply_file_path" in meta:
+            check_points(self.capture.folder / meta["ply_file_path"])
 
     # --- set-up -------------------------------------------------------------------------------------------------------
 
