@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,16 +82,21 @@ def test_rendered_features_give_the_masks_back(monkeypatch: pytest.MonkeyPatch) 
         )
         more, weights = accumulate(view, torch.cat([image, cover], 1).unflatten(0, (60, 80)))
         sums, covered, seen = sums + more[:, :16], covered + more[:, 16:], seen + weights
-    features = solve_features(sums, covered, seen)
+    # What is left to be desired is the scene's fuzziness, not the features': knowing every Gaussian is hardly better.
+    ours = iou_with_masks(scene, solve_features(sums, covered, seen), codes)
+    ideal = iou_with_masks(scene, codes[scene.thing_of], codes)
+    assert ours > 0.6
+    assert ours > 0.93 * ideal
+
+
+def iou_with_masks(scene: Any, features: torch.Tensor, codes: torch.Tensor) -> float:
+    """Mean IoU of the last view's masks with the pixels whose rendered feature is nearest to the thing's code."""
     rendered, alpha = rasterize_features(scene.views[7], features)
-    target = scene.targets[7]
-    ious = []
-    for mask, name, level in zip(target.masks, target.__dict__["things"], target.levels, strict=True):
-        if level == 0 and mask.sum() > 30:  # fewer pixels are edges only
-            best = (F.normalize(rendered, dim=-1) @ codes.T).argmax(-1).numpy()
+    best = (F.normalize(rendered, dim=-1) @ codes.T).argmax(-1).numpy()
+    target, ious = scene.targets[7], []
+    for mask, name, level in zip(target.masks > 0, target.__dict__["things"], target.levels, strict=True):
+        if level == 0:
             predicted = (best == name) & (alpha[..., 0] > 0.5).numpy()
-            ious.append((predicted & (mask > 0)).sum() / (predicted | (mask > 0)).sum())
+            ious.append((predicted & mask).sum() / (predicted | mask).sum())
     assert len(ious) >= 6
-    # The blobs are fuzzy and hide each other, so a thing that only peeps out behind another may be lost.
-    assert sorted(ious)[len(ious) // 2] > 0.8
-    assert sum(ious) / len(ious) > 0.7
+    return float(sum(ious) / len(ious))
