@@ -220,6 +220,6 @@ def _as_classes(path: Path, values: np.ndarray, count: int) -> np.ndarray:
         raise BenchmarkError(f"{path}: a class map is [H, W] of integers, not {values.dtype}{values.shape}.")
     if values.size and (values.min() < 0 or values.max() >= count):
         raise BenchmarkError(
-            f"{path} has the class ids {values.min()} to {values.max()}, but the scene has the classes 0 to {count - 1}."
+            f"{path} has the class ids {values.min()} to {values.max()}, but the classes are 0 to {count - 1}."
         )
     return values.astype(np.int64)

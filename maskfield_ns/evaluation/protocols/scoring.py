@@ -246,7 +246,7 @@ class IndicatorScorer(Scorer):
 class ConfusionScorer(Scorer):
     """Replica and ScanNet: figures per image, then their mean (OV-NeRF), or of one matrix (Semantic-NeRF).
 
-    Both are computed; ``rule`` says which are called ``miou`` and ``accuracy``, the others get the rule's name as suffix.
+    Both are computed; ``rule`` says which are called ``miou`` and ``accuracy``, the others get a suffix.
     """
 
     def __init__(self, names: Sequence[str], rule: str = "ov-nerf", on_case: OnCase | None = None) -> None:
