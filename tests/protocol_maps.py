@@ -1,4 +1,4 @@
-"""Maps and labels that trip evaluators up: empty, full, tied, absent, one pixel, at the border; all drawn from a seed."""
+"""Maps and labels that trip evaluators up: empty, full, tied, absent, one pixel, at the border; drawn from a seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ MASKS = ("random", "empty", "full", "one pixel", "border", "blob", "last row")
 
 def relevancy(rng: np.random.Generator, kind: str, size: tuple[int, int]) -> np.ndarray:
     """float32 [H, W] in 0..1."""
-    height, width = size
     if kind == "random":
         return rng.random(size, dtype=np.float32)
     if kind == "constant 0":

@@ -1,4 +1,4 @@
-"""Every protocol against an independent reference: scikit-learn, OpenCV, torch, loops written from the protocol text."""
+"""Every protocol against an independent reference: scikit-learn, OpenCV, torch, loops written from protocol texts."""
 
 from __future__ import annotations
 
