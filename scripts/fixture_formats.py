@@ -107,7 +107,7 @@ def read_ply(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_3d_ovs(source: Source, output: Path) -> Path:
-    """LLFF poses; photographs at eight times the evaluated size and not divisible by it; class order; grey mask edges."""
+    """LLFF poses; photographs at eight times the evaluated size, not divisible by it; class order; grey mask edges."""
     scene = output / "table_scene"
     width, height = (8 * side + odd for side, odd in zip(source.size, (5, 3), strict=True))
     focal = source.focal[0] * width / source.size[0]
@@ -170,7 +170,10 @@ def write_mipnerf360(source: Source, output: Path) -> Path:
     names = [f"DSCF{5400 + index}.JPG" for index in range(len(source.frames))]
     coefficients = (-0.04, 0.01, 0.001, -0.001)  # k1, k2, p1, p2
     for index, (name, frame) in enumerate(zip(names, source.frames, strict=True)):
-        ids, image = distorted(frame.ids, source, small, coefficients), distorted(frame.image, source, small, coefficients)
+        ids, image = (
+            distorted(frame.ids, source, small, coefficients),
+            distorted(frame.image, source, small, coefficients),
+        )
         save(scene / "images_8" / name, image)
         save(scene / "images" / name, resized(image, full, cv2.INTER_CUBIC))
         if index in source.labelled:
@@ -286,7 +289,7 @@ def write_scannet(source: Source, output: Path) -> Path:
 
 
 def write_semantic_nerf(source: Source, output: Path) -> Path:
-    """Semantic-NeRF's packaging: numbers not padded, one trajectory file, 90 degrees across (black around the picture)."""
+    """Semantic-NeRF's packaging: numbers not padded, one trajectory file, 90 degrees across (black around pictures)."""
     scene = output / "room_0" / "Sequence_1"
     width, height = source.size
     wide = round(2 * source.focal[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -283,7 +284,8 @@ def _shrink(path: Path, target: Path, factor: int) -> Path:
             picture.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(temporary, format="PNG")
         temporary.replace(target)
     except (OSError, SyntaxError, ValueError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise BenchmarkError(
             f"Cannot write {target}, the copy of {path} made smaller by {factor} ({error}). Make the folder writable, "
             "or set --downscale-factor 1."
