@@ -26,7 +26,7 @@ def boundary(mask: Bool[np.ndarray, "H W"], ratio: float = BOUNDARY_RATIO) -> Bo
     """Pixels of a mask within the boundary width of its edge; the image border counts as an edge."""
     import cv2
 
-    side = 2 * boundary_width(*mask.shape, ratio) + 1
+    side = 2 * boundary_width(mask.shape[0], mask.shape[1], ratio) + 1
     # d erosions by 3x3 are one by a square of side 2d + 1; outside the image is background.
     inner = cv2.erode(
         mask.astype(np.uint8), np.ones((side, side), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0

@@ -262,9 +262,9 @@ class ConfusionScorer(Scorer):
         matrix = class_rules.confusion(pred, labels.index, len(self.names))
         score = class_rules.confusion_score(matrix)
         self._total = self._total + matrix
-        for index in np.flatnonzero(matrix.sum(axis=1)):
+        for index in np.flatnonzero(matrix.sum(axis=1)).tolist():
             label = labels.index == index
-            self._on_case(Case(labels.view, self._name(index), score.iou[int(index)], pred == index, label))
+            self._on_case(Case(labels.view, self._name(index), score.iou[index], pred == index, label))
         figures = {"miou": score.miou, "accuracy": score.accuracy, "class_accuracy": score.class_accuracy}
         return {
             "figures": _defined(figures),
