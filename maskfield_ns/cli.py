@@ -20,7 +20,7 @@ class Extract:
 
     data: Path
     """Capture folder (with transforms.json) or its transforms.json."""
-    method: str = "maskfield-lite"
+    method: str = "maskfield-splat-lite"
     """Method whose foundation models are used."""
     cache_dir: Path | None = None
     """Where the cache goes; default: maskfield_cache inside the capture."""
@@ -68,7 +68,7 @@ class Demo:
 
     output: Path = Path("demo_output")
     """Folder for the run, pictures and metrics."""
-    method: Literal["maskfield-lite"] = "maskfield-lite"
+    method: Literal["maskfield-splat-lite", "maskfield-lite"] = "maskfield-splat-lite"
     """Method to train."""
 
     def run(self) -> None:

@@ -233,6 +233,25 @@ class LazyLPIPS:
 
 
 @contextmanager
+def tolerant_cuda_calls() -> Iterator[None]:
+    """Let ``Tensor.cuda()`` return the tensor where there is no CUDA (nerfstudio#3290, nerfstudio#3750).
+
+    splatfacto 1.1.5 calls it on the colours of SfM points while it is being built; nothing else of it is needed here.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        yield
+        return
+    original = torch.Tensor.cuda
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.Tensor.cuda = original  # type: ignore[method-assign]
+
+
+@contextmanager
 def lazy_lpips() -> Iterator[None]:
     """Keep ``populate_modules`` of nerfstudio's models from downloading AlexNet (nerfstudio#2415).
 

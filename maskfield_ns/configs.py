@@ -18,11 +18,14 @@ from nerfstudio.plugins.types import MethodSpecification
 
 from maskfield_ns import compat
 from maskfield_ns.data.datamanager import MaskfieldDataManagerConfig
+from maskfield_ns.data.splat_datamanager import MaskfieldSplatDataManagerConfig
 from maskfield_ns.fields.mask_field import MaskFieldConfig
 from maskfield_ns.foundation.config import MergedConfig, OpenClipConfig, SamConfig, TinyClipConfig
 from maskfield_ns.models.mask_stage import MaskStageConfig
 from maskfield_ns.models.maskfield import MaskfieldModelConfig
+from maskfield_ns.models.optimizers import FusedAdamOptimizerConfig
 from maskfield_ns.models.pipeline import MaskfieldPipelineConfig
+from maskfield_ns.models.splat import MaskfieldSplatModelConfig
 
 compat.apply()
 
@@ -145,5 +148,114 @@ maskfield_lite = MethodSpecification(
         },
     ),
     description="Open-vocabulary 3D segmentation on a small nerfacto with embedded SAM and CLIP. For a CPU, offline.",
+)
+"""CPU-sized."""
+
+
+def _constant(lr: float) -> dict[str, Any]:
+    """Adam with a constant rate, for tensors as long as there are Gaussians."""
+    return {"optimizer": FusedAdamOptimizerConfig(lr=lr, eps=1e-15), "scheduler": None}
+
+
+def _fused(lr: float, lr_final: float, max_steps: int, start: int = 0) -> dict[str, Any]:
+    """:func:`_adam` for tensors as long as there are Gaussians."""
+    return _adam(lr, lr_final, max_steps, start) | {"optimizer": FusedAdamOptimizerConfig(lr=lr, eps=1e-15)}
+
+
+maskfield_splat = MethodSpecification(
+    config=TrainerConfig(
+        method_name="maskfield-splat",
+        max_num_iterations=30000,
+        steps_per_save=2000,
+        steps_per_eval_batch=_NEVER,
+        steps_per_eval_image=_NEVER,
+        steps_per_eval_all_images=_NEVER,
+        mixed_precision=False,
+        machine=MachineConfig(device_type=compat.default_device_type()),
+        viewer=compat.default_viewer_config(num_rays_per_chunk=1 << 15, quit_on_train_completion=True),
+        vis="viewer",
+        pipeline=MaskfieldPipelineConfig(
+            datamanager=MaskfieldSplatDataManagerConfig(
+                dataparser=NerfstudioDataParserConfig(load_3D_points=True),
+                cache_images_type="uint8",
+                proposer=SamConfig(model_type="vit_h"),
+                embedder=OpenClipConfig(model="ViT-B-16", pretrained="laion2b_s34b_b88k"),
+                mask_start=28000,
+                mask_max_side=256,
+            ),
+            model=MaskfieldSplatModelConfig(),
+        ),
+        # Colours: the rates of splatfacto.
+        optimizers={
+            "means": _fused(1.6e-4, 1.6e-6, 30000),
+            "features_dc": _constant(2.5e-3),
+            "features_rest": _constant(1.25e-4),
+            "opacities": _constant(5e-2),
+            "scales": _constant(5e-3),
+            "quats": _constant(1e-3),
+            "camera_opt": _adam(1e-4, 5e-7, 30000),
+            "bilateral_grid": _adam(2e-3, 1e-4, 30000),
+            "mask_features": _fused(2.5e-2, 2.5e-3, 30000, start=28000),
+            "queries": _adam(5e-3, 5e-4, 30000, start=28000),
+        },
+    ),
+    description="Open-vocabulary 3D segmentation on splatfacto: SAM ViT-H masks, OpenCLIP ViT-B-16. For a GPU.",
+)
+"""GPU-sized."""
+
+_SPLAT_COLOUR, _SPLAT_MASK = 900, 150
+
+maskfield_splat_lite = MethodSpecification(
+    config=TrainerConfig(
+        method_name="maskfield-splat-lite",
+        max_num_iterations=_SPLAT_COLOUR + _SPLAT_MASK,
+        steps_per_save=_SPLAT_COLOUR,
+        steps_per_eval_batch=_NEVER,
+        steps_per_eval_image=_NEVER,
+        steps_per_eval_all_images=_NEVER,
+        mixed_precision=False,
+        machine=MachineConfig(device_type=compat.default_device_type()),
+        viewer=compat.default_viewer_config(num_rays_per_chunk=1 << 15, quit_on_train_completion=True),
+        vis="viewer",
+        pipeline=MaskfieldPipelineConfig(
+            datamanager=MaskfieldSplatDataManagerConfig(
+                dataparser=NerfstudioDataParserConfig(load_3D_points=True),
+                cache_images_type="uint8",
+                proposer=MergedConfig(),
+                embedder=TinyClipConfig(),
+                mask_start=_SPLAT_COLOUR,
+                mask_max_side=80,
+            ),
+            model=MaskfieldSplatModelConfig(
+                sh_degree=1,
+                sh_degree_interval=300,
+                num_random=10000,
+                random_scale=3.0,
+                warmup_length=100,
+                refine_every=50,
+                reset_alpha_every=1000,
+                stop_split_at=700,
+                stop_screen_size_at=0,
+                cull_alpha_thresh=0.02,
+                max_gaussians=20000,
+                num_downscales=1,
+                resolution_schedule=250,
+                mask_stage=MaskStageConfig(num_queries=600),
+            ),
+        ),
+        optimizers={
+            "means": _fused(1.6e-3, 1.6e-4, _SPLAT_COLOUR),
+            "features_dc": _constant(1e-2),
+            "features_rest": _constant(1e-3),
+            "opacities": _constant(5e-2),
+            "scales": _constant(2e-2),
+            "quats": _constant(5e-3),
+            "camera_opt": _adam(1e-4, 1e-5, _SPLAT_COLOUR),
+            "bilateral_grid": _adam(2e-3, 1e-4, _SPLAT_COLOUR),
+            "mask_features": _fused(2.5e-2, 2.5e-3, _SPLAT_COLOUR + _SPLAT_MASK, start=_SPLAT_COLOUR),
+            "queries": _adam(5e-3, 5e-4, _SPLAT_COLOUR + _SPLAT_MASK, start=_SPLAT_COLOUR),
+        },
+    ),
+    description="Open-vocabulary 3D segmentation on few Gaussians with embedded SAM and CLIP. For a CPU, offline.",
 )
 """CPU-sized."""

@@ -1,4 +1,4 @@
-"""Measures maskfield-lite on captures, with both mask-stage rules, and puts the figures into the README.
+"""Measures the CPU-sized methods on captures, side by side, and puts the figures into the README.
 
     python scripts/measure.py --captures DIR DIR --output OUT --max-side 320
     python scripts/measure.py --captures PHOTOS --proposer merged --output OUT --max-side 320
@@ -7,8 +7,8 @@
     python scripts/measure.py --output OUT --update-readme
 
 Every invocation adds to OUT/figures.json and writes OUT/figures.md; what is measured again, a capture with the same
-proposer, replaces its old figures.
-Each rule trains from the start; the mask cache is made once per capture and shared. Captures are only read.
+proposer, method and rule, replaces its old figures.
+Every run trains from the start; the mask cache is made once per capture and shared. Captures are only read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from maskfield_ns.errors import CaptureError, MaskfieldError
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
-METHOD = "maskfield-lite"
 COLUMNS = {
     "psnr": ("PSNR", "{:.1f}"),
     "ssim": ("SSIM", "{:.2f}"),
@@ -51,7 +50,9 @@ class Measure:
     """Folder for runs, caches, logs, figures.json and figures.md."""
     captures: tuple[Path, ...] = ()
     """Captures, each under the name of its folder."""
-    rules: tuple[Literal["consensus", "reference"], ...] = ("consensus", "reference")
+    methods: tuple[Literal["maskfield-splat-lite", "maskfield-lite"], ...] = ("maskfield-splat-lite", "maskfield-lite")
+    """Methods to train."""
+    rules: tuple[Literal["consensus", "reference"], ...] = ("consensus",)
     """Mask-stage rules to train with."""
     max_side: int = 0
     """Pictures are halved until their long side is at most this many pixels; 0: full size."""
@@ -73,9 +74,10 @@ class Measure:
         self._save("captures", {})
         for capture in self.captures:
             entry = self._begin(capture.resolve())
-            for rule in self.rules:
-                entry["runs"][rule] = self._measure(capture.resolve(), rule, entry["scale"])
-                self._save("captures", {self._name(capture.resolve()): entry})
+            for method in self.methods:
+                for rule in self.rules:
+                    entry["runs"][f"{method}, {rule}"] = self._measure(capture.resolve(), method, rule, entry["scale"])
+                    self._save("captures", {self._name(capture.resolve()): entry})
         if self.demo:
             folder = self.output / "demo"
             run_step("demo", "demo", ["maskfield", "demo", "--output", str(folder)], self.output / "demo.log")
@@ -120,7 +122,7 @@ class Measure:
         cache = run_step(
             f"{capture.name}: masks and embeddings",
             "cache",
-            [*command, "--method", METHOD, "--proposer", self.proposer],
+            [*command, "--method", self.methods[0], "--proposer", self.proposer],
             folder / "cache.log",
         )
         return {
@@ -130,29 +132,29 @@ class Measure:
             "proposer": self.proposer,
             "cache": cache.to_json(),
             "versions": installed_versions(),
-            "runs": {},
+            "runs": self.known["captures"].get(self._name(capture), {}).get("runs", {}),
         }
 
-    def _measure(self, capture: Path, rule: str, scale: float) -> dict[str, Any]:
-        """Trains with one rule and evaluates on the held-out views."""
-        folder, stamp = self.output / capture.name, f"{rule}-{time.strftime('%Y%m%d-%H%M%S')}"
+    def _measure(self, capture: Path, method: str, rule: str, scale: float) -> dict[str, Any]:
+        """Trains with one method and rule and evaluates on the held-out views."""
+        folder, stamp = self.output / capture.name, f"{method}-{rule}-{time.strftime('%Y%m%d-%H%M%S')}"
         where = ["--output-dir", str(self.output / "runs"), "--experiment-name", capture.name, "--timestamp", stamp]
         manager = {"cache-dir": folder / "cache", "proposer-kind": self.proposer, "camera-res-scale-factor": scale}
         settings = [str(word) for key, value in manager.items() for word in (f"--pipeline.datamanager.{key}", value)]
         settings += ["--pipeline.model.mask-stage.rule", rule]
         steps: list[Step] = [
             run_step(
-                f"{capture.name}: training, {rule} rule",
+                f"{capture.name}: training, {method}, {rule} rule",
                 "train",
-                ["ns-train", METHOD, "--data", str(capture), *where, "--vis", "tensorboard", *settings],
+                ["ns-train", method, "--data", str(capture), *where, "--vis", "tensorboard", *settings],
                 folder / f"{stamp}-train.log",
             )
         ]
-        config = self.output / "runs" / capture.name / METHOD / stamp / "config.yml"
+        config = self.output / "runs" / capture.name / method / stamp / "config.yml"
         metrics = folder / f"{stamp}.json"
         steps.append(
             run_step(
-                f"{capture.name}: evaluation, {rule} rule",
+                f"{capture.name}: evaluation, {method}, {rule} rule",
                 "evaluate",
                 [
                     *("ns-eval", "--load-config", config),
@@ -166,7 +168,7 @@ class Measure:
         )
         results = json.loads(metrics.read_text(encoding="utf-8"))["results"]
         print("    " + ", ".join(f"{key} {results[key]:.3f}" for key in COLUMNS if key in results), flush=True)
-        return {"figures": results, "steps": [step.to_json() for step in steps]}
+        return {"method": method, "rule": rule, "figures": results, "steps": [step.to_json() for step in steps]}
 
 
 def markdown(known: dict[str, Any]) -> str:
@@ -175,8 +177,8 @@ def markdown(known: dict[str, Any]) -> str:
     captures = dict(sorted(known.get("captures", {}).items()))
     if captures:
         titles = [title for title, _ in COLUMNS.values()]
-        header = ["capture", "rule", *titles, "train", "evaluate", "peak memory"]
-        rows = [_row(name, rule, run) for name, entry in captures.items() for rule, run in entry["runs"].items()]
+        header = ["capture", "method", "rule", *titles, "train", "evaluate", "peak memory"]
+        rows = [_row(name, run) for name, entry in captures.items() for _, run in sorted(entry["runs"].items())]
         parts.append(_table(header, rows))
         parts.append("\n".join(_about(name, entry) for name, entry in captures.items()))
     if demo := known.get("demo"):
@@ -189,11 +191,18 @@ def markdown(known: dict[str, Any]) -> str:
     return "\n\n".join(parts) or "Nothing measured yet."
 
 
-def _row(name: str, rule: str, run: dict[str, Any]) -> list[str]:
+def _row(name: str, run: dict[str, Any]) -> list[str]:
     figures = run["figures"]
     cells = [form.format(figures[key]) if key in figures else "" for key, (_, form) in COLUMNS.items()]
     times = [duration(step["seconds"]) for step in run["steps"]]
-    return [name, rule, *cells, *times, f"{max(step['peak_mb'] for step in run['steps']) / 1000:.1f} GB"]
+    return [
+        name,
+        run["method"],
+        run["rule"],
+        *cells,
+        *times,
+        f"{max(step['peak_mb'] for step in run['steps']) / 1000:.1f} GB",
+    ]
 
 
 def _about(name: str, entry: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Small runs for tests: the packaged demo capture made smaller, and maskfield-lite trained on it in this process."""
+"""Small runs for tests: the packaged demo capture made smaller, and the lite methods trained on it in this process."""
 
 from __future__ import annotations
 
@@ -19,8 +19,17 @@ from maskfield_ns.foundation.tiny import packaged_weights
 DEMO_CAPTURE = Path(packaged_weights("tiny_clip")).parent / "demo_capture"
 
 
-def make_small_demo(folder: Path, frames: int = 14, held_out: tuple[int, ...] = (3, 8, 12), scale: float = 0.5) -> Path:
-    """The demo capture with fewer and smaller pictures and labels: neighbouring views, which see the same things."""
+def make_small_demo(
+    folder: Path,
+    frames: int = 14,
+    held_out: tuple[int, ...] = (3, 8, 12),
+    scale: float = 0.5,
+    points: bool = False,
+) -> Path:
+    """The demo capture with fewer and smaller pictures and labels: neighbouring views, which see the same things.
+
+    With ``points`` its sparse points come along.
+    """
     meta = json.loads((DEMO_CAPTURE / "transforms.json").read_text(encoding="utf-8"))
     meta["frames"] = meta["frames"][:frames]
     names = [frame["file_path"] for frame in meta["frames"]]
@@ -30,7 +39,11 @@ def make_small_demo(folder: Path, frames: int = 14, held_out: tuple[int, ...] = 
     meta["w"], meta["h"] = size = round(meta["w"] * scale), round(meta["h"] * scale)
     for key in ("fl_x", "fl_y", "cx", "cy"):
         meta[key] *= scale
-    meta.pop("ply_file_path", None)
+    if points:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(DEMO_CAPTURE / meta["ply_file_path"], folder / meta["ply_file_path"])
+    else:
+        meta.pop("ply_file_path", None)
     for name in names:
         label = Path("gt/instance") / (Path(name).stem + ".png")
         for path, resampling in ((name, Image.Resampling.BOX), (label, Image.Resampling.NEAREST)):
@@ -57,6 +70,30 @@ def small_config(capture: Path, output: Path, timestamp: str, colour_steps: int,
         "proposal_networks": (0, colour_steps),
         "fields": (0, colour_steps),
         "mask_field": (colour_steps, colour_steps + mask_steps),
+        "queries": (colour_steps, colour_steps + mask_steps),
+    }.items():
+        scheduler = config.optimizers[group]["scheduler"]
+        scheduler.warmup_steps, scheduler.max_steps = start, end
+    return config
+
+
+def small_splat_config(capture: Path, output: Path, timestamp: str, colour_steps: int, mask_steps: int) -> Any:
+    """maskfield-splat-lite with a schedule for tests: densification from the 40th step on, no viewer."""
+    config = method_config("maskfield-splat-lite")
+    config.data, config.output_dir, config.experiment_name, config.timestamp = capture, output, "test", timestamp
+    config.vis = "tensorboard"
+    config.max_num_iterations = colour_steps + mask_steps
+    config.steps_per_save = 10**9
+    config.pipeline.datamanager.mask_start = colour_steps
+    config.pipeline.datamanager.mask_max_side = 32
+    config.pipeline.datamanager.proposer = offline_proposer()
+    model = config.pipeline.model
+    model.cell_resolution = 48  # coarse rays of few views must meet in a cell
+    model.warmup_length, model.refine_every, model.stop_split_at = 30, 20, colour_steps
+    model.num_random, model.num_downscales = 1500, 0
+    for group, (start, end) in {
+        "means": (0, colour_steps),
+        "mask_features": (colour_steps, colour_steps + mask_steps),
         "queries": (colour_steps, colour_steps + mask_steps),
     }.items():
         scheduler = config.optimizers[group]["scheduler"]

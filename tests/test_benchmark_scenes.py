@@ -22,6 +22,7 @@ from torch import Tensor
 
 from maskfield_ns import cli
 from maskfield_ns.commands.bench import find_results
+from maskfield_ns.data.undistortion import undistortion
 from maskfield_ns.errors import BenchmarkError
 from maskfield_ns.evaluation.protocols.labels import IndexLabels, IndicatorLabels, MaskLabels, PolygonLabels
 from maskfield_ns.evaluation.protocols.predictions import ViewPrediction, read_prediction, write_prediction
@@ -130,8 +131,8 @@ def evaluated(
             folder = tmp_path_factory.mktemp(f"run_{kind}")
             oracle = Oracle(capture)
             evaluator = BenchmarkEvaluator(oracle, outputs.metadata["benchmark"], folder / "eval")
-            for index, path in enumerate(outputs.image_filenames):
-                evaluator.add(f"{path.parent.name}/{path.name}", index, oracle.outputs(ids_in(kind, capture, path)))
+            for path in outputs.image_filenames:
+                evaluator.add(f"{path.parent.name}/{path.name}", oracle.outputs(ids_in(kind, capture, path)))
             figures, details = evaluator.summary()
             (folder / "eval").mkdir(exist_ok=True)
             evaluator.write(folder / "eval" / "segmentation.json", details)
@@ -188,10 +189,24 @@ def test_views_of_another_size_are_resized_and_said_to_be(scenes: dict[str, Path
     evaluator = BenchmarkEvaluator(oracle, outputs.metadata["benchmark"])
     path = outputs.image_filenames[0]
     ids = ids_in("lerf-ovs", capture, path)
-    evaluator.add(path.name, 0, oracle.outputs(ids[::2, ::2]))
+    evaluator.add(path.name, oracle.outputs(ids[::2, ::2]))
     figures, details = evaluator.summary()
     assert any("resized" in note for note in details["notes"])
     assert details["scored_sizes"] == [[ids.shape[1], ids.shape[0]]] and figures["miou_own_masks"] > 0.7
+
+
+def test_labels_follow_undistorted_pictures(scenes: dict[str, Path], capture: formats.Source) -> None:
+    """As with Gaussians: the picture is undistorted and cropped before it is rendered."""
+    outputs, oracle = parse("mipnerf360", scenes["mipnerf360"], "test"), Oracle(capture)
+    path = outputs.image_filenames[1]
+    how = undistortion(outputs.cameras[1].reshape(()))
+    assert how is not None
+    evaluator = BenchmarkEvaluator(oracle, outputs.metadata["benchmark"], None, {path.name: how})
+    evaluator.add(path.name, oracle.outputs(how.apply(ids_in("mipnerf360", capture, path))))
+    figures, details = evaluator.summary()
+    assert figures["miou_own_masks"] > 0.95 and figures["localisation_accuracy"] > 0.9
+    assert details["scored_sizes"] == [list(how.size)]
+    assert any("undistorted" in note for note in details["notes"])
 
 
 def test_averaged_sentences_and_a_silent_blank(scenes: dict[str, Path], capture: formats.Source) -> None:

@@ -21,7 +21,8 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from PIL import Image
 
 from maskfield_ns import compat
-from maskfield_ns.data.datamanager import MaskfieldDataManager, MaskfieldDataManagerConfig, extract
+from maskfield_ns.data.datamanager import MaskfieldDataManager, MaskfieldDataManagerConfig
+from maskfield_ns.data.mask_source import extract
 from maskfield_ns.data.mask_views import MaskViews
 from maskfield_ns.errors import CacheError, CaptureError
 from maskfield_ns.foundation.config import EmbedderConfig, ProposerConfig, RegionsConfig
@@ -215,14 +216,14 @@ def test_rays_go_through_cell_centres(tmp_path: Path) -> None:
     """At full resolution the grid's rays are nerfstudio's own rays of the whole image, distortion included."""
     manager = build(make_capture(tmp_path, k1=0.1, k2=-0.05, p1=0.01), mask_max_side=40)
     reference = manager.train_dataset.cameras.generate_rays(camera_indices=3, keep_shape=True)
-    rays = manager.mask_view_rays(3)
+    rays = manager.look(3)
     torch.testing.assert_close(rays.directions, reference.directions.reshape(-1, 3))
     torch.testing.assert_close(rays.origins, reference.origins.reshape(-1, 3))
     assert (rays.camera_indices == 3).all()
     coarse = build(tmp_path, mask_max_side=20)
     # The centre of a 2x2 block is half way between its pixels' rays, up to the curvature of the lens.
     block = reference.directions.reshape(15, 2, 20, 2, 3).mean(dim=(1, 3)).reshape(-1, 3)
-    cosine = torch.nn.functional.cosine_similarity(coarse.mask_view_rays(3).directions, block)
+    cosine = torch.nn.functional.cosine_similarity(coarse.look(3).directions, block)
     assert cosine.min() > 1 - 1e-5
 
 

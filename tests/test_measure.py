@@ -31,11 +31,15 @@ def known() -> dict:
     steps = [{"name": "train", "seconds": 130.0, "peak_mb": 1500}, {"name": "evaluate", "seconds": 40, "peak_mb": 2040}]
     cache = {"name": "cache", "seconds": 61.0, "peak_mb": 900}
     entry = {"pictures": 72, "size": [240, 180], "proposer": "preset", "cache": cache, "versions": versions}
+
+    def run(rule: str, figures: dict) -> dict:
+        return {"method": "maskfield-lite", "rule": rule, "figures": figures, "steps": steps}
+
     labelled = {"psnr": 24.06, "ssim": 0.812, "query_miou": 0.7654}
     return {
         "captures": {
-            "table": entry | {"runs": {"consensus": {"figures": labelled, "steps": steps}}},
-            "photos": entry | {"runs": {"reference": {"figures": {"agreement": 0.5}, "steps": steps}}},
+            "table": entry | {"runs": {"maskfield-lite, consensus": run("consensus", labelled)}},
+            "photos": entry | {"runs": {"maskfield-lite, reference": run("reference", {"agreement": 0.5})}},
         }
     }
 
@@ -48,7 +52,7 @@ def rows(table: str) -> list[dict[str, str]]:
 
 def test_each_run_is_a_row_with_its_own_figures_and_blanks_elsewhere(measure: ModuleType) -> None:
     photos, table = rows(measure.markdown(known()))  # in the order of their names
-    assert (table["capture"], table["rule"], table["query mIoU"]) == ("table", "consensus", "0.765")
+    assert (table["capture"], table["method"], table["query mIoU"]) == ("table", "maskfield-lite", "0.765")
     assert (table["PSNR"], table["train"], table["peak memory"]) == ("24.1", "2 min 10 s", "2.0 GB")
     assert table["agreement"] == ""
     assert (photos["rule"], photos["agreement"], photos["query mIoU"]) == ("reference", "0.500", "")

@@ -136,17 +136,6 @@ def test_without_any_query_in_use_nothing_is_held() -> None:
     assert torch.equal(head.probabilities(torch.randn(5, head.channels)), torch.zeros(5, 12))
 
 
-def test_log_probabilities_keep_their_gradient_beside_unused_queries() -> None:
-    head = small_head()
-    head.support[[0, 1]] = 4.0
-    features = torch.randn(5, head.channels, requires_grad=True)
-    log_p = head.log_probabilities(features, 0)
-    assert log_p.shape == (5, len(head.bank(0)) + 1)
-    (gradient,) = torch.autograd.grad(log_p[:, [0, 1, -1]].sum(), features)
-    assert torch.isfinite(gradient).all()
-    assert gradient.abs().sum() > 0
-
-
 def test_without_levels_every_query_decides_alone() -> None:
     head = small_head(by_level=False)
     features = torch.randn(5, head.channels)

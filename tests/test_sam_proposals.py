@@ -1,19 +1,20 @@
 """Automatic three-level masks: against segment-anything's own forward pass and a literal reading of the filter rule."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from segment_anything.utils.amg import build_point_grid
+from segment_anything.utils.amg import build_point_grid, generate_crop_boxes
 
 from maskfield_ns.errors import WeightsError
 from maskfield_ns.foundation.config import MaskGeneratorConfig
 from maskfield_ns.foundation.filtering import distinct_from, keep_distinct, pairwise_intersections, reduced_size
 from maskfield_ns.foundation.protocols import MaskProposer, mask_boxes
-from maskfield_ns.foundation.sam import SamProposer, enlarge_masks, load_sam, remove_specks
+from maskfield_ns.foundation.sam import SamProposer, cut_by_crop, enlarge_masks, load_sam, remove_specks
 from maskfield_ns.foundation.tiny.sam import build_tiny_sam
 
 OPEN = MaskGeneratorConfig(
@@ -265,3 +266,29 @@ def test_truncated_checkpoint_is_explained(tmp_path):
     path.write_bytes(path.read_bytes()[:1500])
     with pytest.raises(WeightsError, match="cannot read"):
         load_sam("vit_b", path)
+
+
+def test_crops_are_looked_at_as_pictures_of_their_own(sam, image):
+    """Masks with crops: those of the whole picture and of each crop by itself, but for masks that the crop cuts."""
+    config = replace(OPEN, crop_n_layers=1, crop_overlap_ratio=0.4, points_per_side=2)
+    proposals = SamProposer(sam, config).propose(image)
+    boxes, layers = generate_crop_boxes(image.shape[:2], 1, 0.4)
+    assert layers == [0, 1, 1, 1, 1]
+    expected = []
+    for x0, y0, x1, y1 in boxes:
+        alone = SamProposer(sam, replace(config, crop_n_layers=0)).propose(image[y0:y1, x0:x1].copy())
+        for mask in alone.masks:
+            whole = np.zeros(image.shape[:2], bool)
+            whole[y0:y1, x0:x1] = mask
+            expected.append(whole)
+    assert len(proposals) < len(expected)
+    ious = np.array([[(a & b).sum() / max(1, (a | b).sum()) for b in expected] for a in proposals.masks])
+    assert (ious.max(axis=1) > 0.9).all(), "nothing else comes out"
+    assert (ious[:, : int((np.array(layers) == 0).sum())].max(axis=1) < 0.9).any(), "and some of it from the crops"
+
+
+def test_masks_that_a_crop_cuts_are_left_out():
+    boxes = torch.tensor([[10.0, 10, 30, 30], [40, 10, 60, 30], [0, 10, 20, 30], [5, 20, 12, 40], [5, 20, 12, 39]])
+    cut = cut_by_crop(boxes, [0, 0, 60, 40], (80, 100), tolerance=0.5)
+    # The right and the lower edge are the crop's, the left and the upper one the picture's own.
+    assert cut.tolist() == [False, True, False, True, False]

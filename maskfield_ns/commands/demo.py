@@ -54,8 +54,12 @@ def demo(output: Path, method: str) -> None:
     asked = [word for phrase in PHRASES for word in ("--text", phrase)]
     sheet = ["--output", results / "query", "--max-views", SHEET_VIEWS]
     commands: list[tuple[str, str, list[Any]]] = [
-        ("cache", "propose and embed masks, once per capture", ["maskfield", "extract", "--data", capture]),
-        ("train", "radiance field, then mask field", training),
+        (
+            "cache",
+            "propose and embed masks, once per capture",
+            ["maskfield", "extract", "--data", capture, "--method", method],
+        ),
+        ("train", "colours and geometry, then masks", training),
         ("query", "ask for things by name", ["maskfield", "query", "--load-config", config, *asked, *sheet]),
         (
             "evaluate",

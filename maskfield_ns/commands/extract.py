@@ -17,19 +17,19 @@ def extract(data: Path, method: str, cache_dir: Path | None, proposer: str, embe
         data: capture folder, or its transforms.json.
         method: name of a registered method; its foundation models are used.
         cache_dir: folder of the cache; None: inside the capture.
-        proposer: kind of proposer (``datamanager.PROPOSERS``), or "preset" for the method's own.
+        proposer: kind of proposer (``mask_source.PROPOSERS``), or "preset" for the method's own.
         embedder: kind of embedder (``datamanager.EMBEDDERS``), or "preset".
 
     Raises:
         MaskfieldError: no such method; a broken capture; weights that cannot be had; a cache that cannot be written.
     """
     config = method_config(method)
-    from maskfield_ns.data import datamanager
+    from maskfield_ns.data import mask_source
 
     settings = config.pipeline.datamanager
     settings.data, settings.cache_dir = data, cache_dir
     settings.proposer_kind, settings.embedder_kind = proposer, embedder
-    report = datamanager.extract(settings, config.machine.device_type)
+    report = mask_source.extract(settings, config.machine.device_type)
     command = ["ns-train", method, "--data", str(data)]
     for flag, value, default in (
         ("cache-dir", cache_dir, None),

@@ -2,97 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
-from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
-from nerfstudio.data.utils.data_utils import get_image_mask_tensor_from_path
-from nerfstudio.utils.rich_utils import CONSOLE
-from PIL import Image
 
-from maskfield_ns import compat
-from maskfield_ns.data.capture import CaptureSummary, check_capture
-from maskfield_ns.data.mask_views import MaskTargets, MaskViews, grid_centres, grid_size, reduce_masks
-from maskfield_ns.errors import CacheError, CaptureError
-from maskfield_ns.foundation.config import (
-    EmbedderConfig,
-    MergedConfig,
-    OpenClipConfig,
-    ProposerConfig,
-    RegionsConfig,
-    SamConfig,
-    TinyClipConfig,
-    TinySamConfig,
-)
-
-if TYPE_CHECKING:
-    from maskfield_ns.cache.builder import BuildReport
-    from maskfield_ns.cache.store import MaskCache
-
-CACHE_FOLDER = "maskfield_cache"
-PROPOSERS: dict[str, type[ProposerConfig]] = {
-    "sam": SamConfig,
-    "tiny-sam": TinySamConfig,
-    "regions": RegionsConfig,
-    "merged": MergedConfig,
-}
-EMBEDDERS: dict[str, type[EmbedderConfig]] = {"open-clip": OpenClipConfig, "tiny-clip": TinyClipConfig}
-_TINY_SAM, _TINY_CLIP = TinySamConfig(), TinyClipConfig()
+from maskfield_ns.data.mask_source import MaskSource, MaskSourceConfig, NoHeldOutViews, checked_capture
+from maskfield_ns.data.mask_views import MaskViews, grid_centres
 
 
 @dataclass
-class MaskfieldDataManagerConfig(VanillaDataManagerConfig):
+class MaskfieldDataManagerConfig(MaskSourceConfig, VanillaDataManagerConfig):
     """Where colours, masks and embeddings come from, and when each is served."""
 
     _target: type = field(default_factory=lambda: MaskfieldDataManager)
     """Target class to instantiate."""
-    proposer: ProposerConfig = _TINY_SAM
-    """What proposes masks."""
-    proposer_kind: Literal["preset", "sam", "tiny-sam", "regions", "merged"] = "preset"
-    """Another kind of proposer than the method's own, with its default settings; preset: the one described above."""
-    embedder: EmbedderConfig = _TINY_CLIP
-    """What embeds masks and phrases."""
-    embedder_kind: Literal["preset", "open-clip", "tiny-clip"] = "preset"
-    """Another kind of embedder than the method's own, with its default settings; preset: the one described above."""
-    cache_dir: Path | None = None
-    """Folder of the mask cache, built on first use. None: maskfield_cache inside the capture."""
-    mask_start: int = 1100
-    """Step from which batches are whole views with mask targets; before it, batches are random pixels with colours."""
-    mask_max_side: int = 80
-    """Rays along the long side of a view in a mask batch; masks are averaged down to this grid."""
-    min_mask_cells: float = 1.0
-    """Masks covering less than this many cells of the grid are left out."""
-
-    def get_proposer(self) -> ProposerConfig:
-        """The proposer in use."""
-        return self.proposer if self.proposer_kind == "preset" else PROPOSERS[self.proposer_kind]()
-
-    def get_embedder(self) -> EmbedderConfig:
-        """The embedder in use."""
-        return self.embedder if self.embedder_kind == "preset" else EMBEDDERS[self.embedder_kind]()
-
-    def get_cache_dir(self, capture_dir: Path) -> Path:
-        """Where the mask cache of a capture is or will be."""
-        return self.cache_dir or capture_dir / CACHE_FOLDER
 
 
-class MaskfieldDataManager(VanillaDataManager[InputDataset]):
+class MaskfieldDataManager(MaskSource, VanillaDataManager[InputDataset]):
     """Serves random colour pixels up to ``config.mask_start`` and whole views on a coarse ray grid from there on.
-
-    The model finds in its ``metadata`` (``self.kwargs["metadata"]``):
-
-    - ``mask_views``: :class:`MaskViews` while training, else None: an opened run needs neither cache nor proposer;
-    - ``embedding_dim``: C while training, else None (a checkpoint knows its own);
-    - ``mask_start``, ``proposer_config``, ``embedder_config``, ``capture_dir``;
-    - ``train_image_names``, ``eval_image_names``: per image of the split the name that labels go by;
-    - ``eval_image_paths``: the files in use. All three lists are indexed by ``image_idx``.
 
     Raises (on construction):
         CaptureError: the capture is missing or broken.
@@ -111,52 +42,14 @@ class MaskfieldDataManager(VanillaDataManager[InputDataset]):
         local_rank: int = 0,
         **kwargs: Any,
     ):
-        self.capture = _check(config, images=test_mode != "inference")
+        self.capture = checked_capture(config, images=test_mode != "inference")
         self.mask_views: MaskViews | None = None
         # The order of views follows ns-train's --machine.seed, which it has handed to torch by now.
         self._seed = torch.initial_seed() % (1 << 32)
         super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
         if not self.eval_dataset:
             self.fixed_indices_eval_dataloader = NoHeldOutViews(self.get_datapath())
-        self.train_dataset.metadata |= {
-            "mask_views": self.mask_views,
-            "embedding_dim": None if self.mask_views is None else self.mask_views.embedding_dim,
-            "mask_start": config.mask_start,
-            "proposer_config": config.get_proposer(),
-            "embedder_config": config.get_embedder(),
-            "capture_dir": self.capture_dir,
-            "train_image_names": self.train_view_names,
-            "eval_image_names": self._names(self.eval_dataset),
-            "eval_image_paths": list(self.eval_dataset.image_filenames),
-        }
-
-    # --- names and places ---------------------------------------------------------------------------------------------
-
-    @property
-    def capture_dir(self) -> Path:
-        """The capture's folder."""
-        if self.capture is not None:
-            return self.capture.folder
-        path = Path(self.get_datapath())
-        return path.parent if path.is_file() else path
-
-    @property
-    def cache_dir(self) -> Path:
-        """Where the mask cache is or will be."""
-        return self.config.get_cache_dir(self.capture_dir)
-
-    @property
-    def train_view_names(self) -> list[str]:
-        """Name of each training view, by its index in the train dataset."""
-        return self._names(self.train_dataset)
-
-    def eval_image_name(self, image_idx: int) -> str:
-        """Name of a held-out image as the capture gives it (``file_path``), also when a downscaled copy is in use."""
-        return self._names(self.eval_dataset)[image_idx]
-
-    def _names(self, dataset: InputDataset) -> list[str]:
-        given = {} if self.capture is None else dict(zip(self.capture.image_paths, self.capture.names, strict=True))
-        return [given.get(path) or cache_name(path, self.capture_dir) for path in dataset.image_filenames]
+        self.publish_metadata()
 
     # --- set-up -------------------------------------------------------------------------------------------------------
 
@@ -168,62 +61,10 @@ class MaskfieldDataManager(VanillaDataManager[InputDataset]):
 
     def setup_train(self) -> None:
         """Loads colours, and in training also builds (if need be) and reads the mask cache."""
-        if len(self.train_dataset) < 2:
-            raise CaptureError(
-                f"The training split of {self.get_datapath()} has {len(self.train_dataset)} images; a scene needs two."
-            )
+        self.check_views()
         super().setup_train()
         if self.test_mode == "val":
-            self.mask_views = self._load_mask_views()
-
-    def _load_mask_views(self) -> MaskViews:
-        from maskfield_ns.cache.store import MaskCache
-
-        paths = list(self.train_dataset.image_filenames)
-        _build_cache(self.config, self.capture_dir, paths, self.device)
-        cache = MaskCache.open(
-            self.cache_dir, self.config.get_proposer().fingerprint(), self.config.get_embedder().fingerprint()
-        )
-        self._view_sizes = [self._view_size(path) for path in paths]
-        targets = [self._view_targets(index, cache) for index in range(len(paths))]
-        views = MaskViews(self.train_view_names, targets, targets[0].embeddings.shape[1])
-        if not views.supervised:
-            raise CacheError(
-                f"No masks were proposed in any of the {len(views)} training images; there is nothing to train a mask "
-                "field on. Check the images, or try another proposer (--pipeline.datamanager.proposer-kind)."
-            )
-        CONSOLE.print(
-            f"Mask targets: {views.num_masks} masks in {len(views.supervised)} of {len(views)} views, "
-            f"{views.nbytes / 2**20:.0f} MiB."
-        )
-        return views
-
-    def _view_targets(self, index: int, cache: MaskCache) -> MaskTargets:
-        entry = cache.read(cache_name(self.train_dataset.image_filenames[index], self.capture_dir))
-        return reduce_masks(
-            entry.masks(),
-            entry.levels,
-            entry.scores * entry.stability,
-            entry.embeddings,
-            grid=grid_size(*self._view_sizes[index], self.config.mask_max_side),
-            valid=self._capture_mask(index),
-            min_cells=self.config.min_mask_cells,
-        )
-
-    def _capture_mask(self, index: int) -> np.ndarray | None:
-        """The capture's own mask of a training image (``mask_path``), bool [H, W]."""
-        files = self.train_dataset._dataparser_outputs.mask_filenames
-        return None if files is None else get_image_mask_tensor_from_path(files[index])[..., 0].numpy()
-
-    def _view_size(self, path: Path) -> tuple[int, int]:
-        """(width, height) in camera pixels of an image.
-
-        Taken from the file: with downscaled copies the camera may have been rounded down by a pixel.
-        """
-        with Image.open(path) as image:
-            width, height = image.size
-        scale = self.config.camera_res_scale_factor
-        return int(width * scale), int(height * scale)
+            self.mask_views = self.load_mask_views()
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
@@ -241,19 +82,9 @@ class MaskfieldDataManager(VanillaDataManager[InputDataset]):
         height, width = self.mask_views[view].grid
         pixels = self._centres(view).to(torch.int64).reshape(height * width, 2)
         indices = torch.cat([torch.full_like(pixels[:, :1], view), pixels], dim=1)
-        return self.mask_view_rays(view), {"mask_view": torch.tensor(view), "indices": indices}
+        return self.look(view), {"mask_view": torch.tensor(view), "indices": indices}
 
-    def mask_view_at(self, step: int) -> int:
-        """The view served at a step: shuffled epochs over the views with masks, a function of seed and step alone.
-
-        So a resumed training goes on with the views an uninterrupted one would have seen.
-        """
-        assert self.mask_views is not None
-        order = self.mask_views.supervised
-        epoch, position = divmod(step - self.config.mask_start, len(order))
-        return order[np.random.default_rng([self._seed, epoch]).permutation(len(order))[position]]
-
-    def mask_view_rays(self, view: int) -> RayBundle:
+    def look(self, view: int) -> RayBundle:
         """Rays through the centres of a training view's grid cells, [h*w] row by row, lens distortion included."""
         cameras = self.train_ray_generator.cameras
         coords = self._centres(view).reshape(-1, 2).to(cameras.device)
@@ -263,71 +94,3 @@ class MaskfieldDataManager(VanillaDataManager[InputDataset]):
     def _centres(self, view: int) -> torch.Tensor:
         assert self.mask_views is not None
         return grid_centres(self.mask_views[view].grid, *self._view_sizes[view])
-
-
-class NoHeldOutViews:
-    """Stands where the held-out images would be; says what is wrong when something wants to evaluate on them."""
-
-    def __init__(self, capture: Path):
-        self.capture = capture
-
-    def _fail(self) -> CaptureError:
-        return CaptureError(
-            f"{self.capture} has no held-out images to evaluate on: with fewer than ten images nerfstudio's default "
-            'split keeps none. Name some in "val_filenames" and "test_filenames" of transforms.json '
-            '(with the rest in "train_filenames") and train again.'
-        )
-
-    def __iter__(self) -> Any:
-        raise self._fail()
-
-    def __len__(self) -> int:
-        raise self._fail()
-
-
-def extract(config: MaskfieldDataManagerConfig, device: torch.device | str, *, progress: bool = True) -> BuildReport:
-    """Build the mask cache that a training with this config will read, ahead of it: training images only.
-
-    Raises:
-        CaptureError, CacheError, WeightsError: as :class:`MaskfieldDataManager`.
-    """
-    capture = _check(config, images=True)
-    if config.data is not None:
-        config.dataparser.data = Path(config.data)
-    paths = list(config.dataparser.setup().get_dataparser_outputs(split="train").image_filenames)
-    data = Path(config.dataparser.data)
-    folder = capture.folder if capture is not None else data.parent if data.is_file() else data
-    return _build_cache(config, folder, paths, device, progress)
-
-
-def cache_name(path: Path, capture_dir: Path) -> str:
-    """Name of an image file in the cache: its path in the capture, so that downscaled copies have their own entries."""
-    return Path(os.path.relpath(path, capture_dir)).as_posix()
-
-
-def _build_cache(
-    config: MaskfieldDataManagerConfig,
-    capture_dir: Path,
-    paths: list[Path],
-    device: torch.device | str,
-    progress: bool = True,
-) -> BuildReport:
-    from maskfield_ns.cache.builder import build_cache
-
-    return build_cache(
-        paths,
-        [cache_name(path, capture_dir) for path in paths],
-        config.get_cache_dir(capture_dir),
-        config.get_proposer().deferred(device),
-        config.get_embedder().deferred(device),
-        progress=progress,
-    )
-
-
-def _check(config: MaskfieldDataManagerConfig, images: bool) -> CaptureSummary | None:
-    """Validate the capture if it is of nerfstudio's format; other dataparsers check their own."""
-    parser = config.dataparser
-    if not isinstance(parser, NerfstudioDataParserConfig):
-        return None
-    parser.downscale_factor = compat.whole_downscale_factor(parser.downscale_factor)
-    return check_capture(Path(config.data or parser.data), downscale_factor=parser.downscale_factor, images=images)

@@ -107,6 +107,12 @@ class MaskGeneratorConfig(ProposerConfig):
     """Point prompts along each side of the picture; their number is the square of it."""
     points_per_batch: int = 64
     """Prompts decoded at once: memory against speed, no effect on the masks."""
+    crop_n_layers: int = 0
+    """Look again at crops of the picture, 4^i of them in layer i, where small things are larger; 0: do not."""
+    crop_overlap_ratio: float = 512 / 1500
+    """How much the crops of the first layer overlap, as a share of the picture's shorter side."""
+    crop_n_points_downscale_factor: int = 1
+    """In layer i the points along each side are divided by this to the power i."""
     pred_iou_thresh: float = 0.7
     """Drop masks whose predicted IoU is not above this."""
     stability_thresh: float = 0.85

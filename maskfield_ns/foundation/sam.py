@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image
 from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
@@ -17,6 +18,7 @@ from segment_anything.utils.amg import (
     batched_mask_to_box,
     build_point_grid,
     calculate_stability_score,
+    generate_crop_boxes,
     remove_small_regions,
 )
 from torch import Tensor
@@ -30,6 +32,24 @@ from maskfield_ns.foundation.protocols import LEVELS, MaskProposals, mask_boxes
 
 UPSAMPLE_BATCH = 16
 """Masks brought to the encoder's input size at once; bounds memory with 1024-pixel models."""
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Masks of a part of the picture, at the decoder's resolution."""
+
+    FIGURES: ClassVar[tuple[str, ...]] = ("ious", "stability", "levels")
+
+    crop: list[int]
+    """x0, y0, x1, y1 in pixels of the picture."""
+    input_size: tuple[int, int]
+    """(height, width) in pixels that the part has inside the encoder's square input."""
+    logits: Float[Tensor, "M 1 h w"]
+    boxes: Float[Tensor, "M 4"]
+    """In pixels of the picture."""
+    ious: Float[Tensor, " M"]
+    stability: Float[Tensor, " M"]
+    levels: Int64[Tensor, " M"]
 
 
 class SamProposer:
@@ -62,13 +82,24 @@ class SamProposer:
         config = self.config
         height, width = image.shape[:2]
         work_size = reduced_size(height, width, config.max_side)
-        logits, ious, stability, levels, input_size = self._candidates(image)
-        if len(logits) == 0:
+        boxes, layers = generate_crop_boxes((height, width), config.crop_n_layers, config.crop_overlap_ratio)
+        found = [
+            self._of_crop(image, box, max(1, config.points_per_side // config.crop_n_points_downscale_factor**layer))
+            for box, layer in zip(boxes, layers, strict=True)
+        ]
+        ious, stability, levels = (torch.cat([getattr(f, name) for f in found]) for name in _Candidates.FIGURES)
+        if len(ious) == 0:
             return empty_proposals(height, width)
-
+        # A thing inside a crop is mostly found in the whole picture, too, less sharply.
+        rank = torch.cat([f.ious + layer for f, layer in zip(found, layers, strict=True)])
+        best = batched_nms(torch.cat([f.boxes for f in found]), rank, levels, config.box_nms_thresh)
+        chosen = torch.zeros(len(ious), dtype=torch.bool, device=ious.device)
+        chosen[best] = True
+        parts = chosen.split([len(f.ious) for f in found])
         masks = torch.cat(
-            [self.sam.postprocess_masks(part, input_size, work_size) > 0 for part in logits.split(UPSAMPLE_BATCH)]
-        )[:, 0]
+            [self._enlarged(f, wanted, (height, width), work_size) for f, wanted in zip(found, parts, strict=True)]
+        )
+        ious, stability, levels = ious[chosen], stability[chosen], levels[chosen]
         masks = remove_specks(masks, config.min_region_area)
         scores = stability * ious
         keep = torch.zeros(len(masks), dtype=torch.bool, device=masks.device)
@@ -92,22 +123,21 @@ class SamProposer:
             boxes=mask_boxes(final),
         )
 
-    def _candidates(
-        self, image: UInt8[np.ndarray, "H W 3"]
-    ) -> tuple[Float[Tensor, "M 1 h w"], Float[Tensor, " M"], Float[Tensor, " M"], Tensor, tuple[int, int]]:
-        """What survives the filters on low-resolution logits: logits, predicted IoU, stability, level, and the size
-        (height, width) in pixels that the picture has inside the encoder's square input."""
+    def _of_crop(self, image: UInt8[np.ndarray, "H W 3"], crop: list[int], points_per_side: int) -> _Candidates:
+        """What survives the filters on low-resolution logits, of a part (x0, y0, x1, y1) of the picture."""
         config, sam = self.config, self.sam
+        x0, y0, x1, y1 = crop
         side = sam.image_encoder.img_size
-        height, width = image.shape[:2]
+        height, width = y1 - y0, x1 - x0
         scale = side / max(height, width)
         input_size = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
-        resized = Image.fromarray(image).resize((input_size[1], input_size[0]), Image.Resampling.BILINEAR)
+        part = Image.fromarray(image[y0:y1, x0:x1])
+        resized = part.resize((input_size[1], input_size[0]), Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(resized)).to(sam.device).permute(2, 0, 1).float()
         embedding = sam.image_encoder(sam.preprocess(pixels)[None])
         position = sam.prompt_encoder.get_dense_pe()
 
-        grid = build_point_grid(config.points_per_side) * np.array(input_size[::-1])
+        grid = build_point_grid(points_per_side) * np.array(input_size[::-1])
         points = torch.from_numpy(grid).float().to(sam.device)
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for batch in points.split(config.points_per_batch):
@@ -133,14 +163,52 @@ class SamProposer:
         boxes = batched_mask_to_box(self._inside(logits, input_size) > 0).float()
         boxes[:, 2:] += 1  # ends exclusive: a one-pixel box must have an area
         best = batched_nms(boxes, ious, levels, config.box_nms_thresh).sort().values
+        # Low-resolution pixels to pixels of the picture.
+        boxes = boxes[best] * (side / logits.shape[-1] / scale) + boxes.new_tensor([x0, y0, x0, y0])
+        whole = torch.ones(len(best), dtype=torch.bool, device=boxes.device)
+        if crop != [0, 0, image.shape[1], image.shape[0]]:
+            whole = ~cut_by_crop(boxes, crop, image.shape[:2], 1.5 * side / logits.shape[-1] / scale)
+        best, boxes = best[whole], boxes[whole]
         # The head is not bounded; a predicted IoU slightly above 1 is no better than 1.
-        return logits[best][:, None], ious[best].clamp(0, 1), stability[best], levels[best], input_size
+        figures = (ious[best].clamp(0, 1), stability[best], levels[best])
+        return _Candidates(crop, input_size, logits[best][:, None], boxes, *figures)
+
+    def _enlarged(
+        self, found: _Candidates, wanted: Bool[Tensor, " M"], size: tuple[int, int], work_size: tuple[int, int]
+    ) -> Bool[Tensor, "N h w"]:
+        """Some candidates of a crop as masks of the whole picture of ``size``, reduced to ``work_size``."""
+        logits = found.logits[wanted]
+        down, across = work_size[0] / size[0], work_size[1] / size[1]
+        x0, y0, x1, y1 = (round(v * s) for v, s in zip(found.crop, (across, down, across, down), strict=True))
+        masks = torch.zeros((len(logits), *work_size), dtype=torch.bool, device=logits.device)
+        for start in range(0, len(logits), UPSAMPLE_BATCH):
+            part = logits[start : start + UPSAMPLE_BATCH]
+            part = self.sam.postprocess_masks(part, found.input_size, (y1 - y0, x1 - x0)) > 0
+            masks[start : start + UPSAMPLE_BATCH, y0:y1, x0:x1] = part[:, 0]
+        return masks
 
     def _inside(self, logits: Float[Tensor, "M h w"], input_size: tuple[int, int]) -> Float[Tensor, "M hi wi"]:
         """The part of low-resolution logits that shows the picture, without the square input's padding."""
         side = self.sam.image_encoder.img_size
         rows, columns = (-(-size * low // side) for size, low in zip(input_size, logits.shape[-2:], strict=True))
         return logits[:, :rows, :columns]
+
+
+def cut_by_crop(
+    boxes: Float[Tensor, "M 4"], crop: list[int], size: tuple[int, ...], tolerance: float
+) -> Bool[Tensor, " M"]:
+    """Which boxes end at an edge of a crop that is not an edge of the picture: their masks are cut off there.
+
+    Args:
+        boxes: x0, y0, x1, y1 in pixels of the picture.
+        crop: x0, y0, x1, y1.
+        size: (height, width) of the picture.
+        tolerance: in pixels.
+    """
+    edges = boxes.new_tensor(crop)
+    near_crop = (boxes - edges).abs() <= tolerance
+    inner = edges != boxes.new_tensor([0, 0, size[1], size[0]])
+    return (near_crop & inner).any(1)
 
 
 def remove_specks(masks: Bool[Tensor, "M H W"], area: int) -> Bool[Tensor, "M H W"]:

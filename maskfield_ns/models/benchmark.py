@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from maskfield_ns.data.undistortion import Undistortion
 from maskfield_ns.errors import BenchmarkError
-from maskfield_ns.evaluation.metrics import binary_iou, mean_or_none
+from maskfield_ns.evaluation.metrics import binary_iou, inclusive_box, mean_or_none
 from maskfield_ns.evaluation.protocols.labels import ViewLabels
 from maskfield_ns.evaluation.protocols.predictions import ViewPrediction, write_prediction
 from maskfield_ns.evaluation.protocols.registry import benchmark
@@ -34,13 +38,21 @@ class BenchmarkEvaluator:
         info: what the dataparser put into the metadata under ``benchmark``.
         output: folder for predictions (in the format of ``maskfield score``) and pictures of the worst cases; None:
             nothing is written.
+        undistortions: by image name, what was done to the pictures that are rendered; labels go the same way.
 
     Raises:
         BenchmarkError: labels that are missing or inconsistent.
     """
 
-    def __init__(self, model: Any, info: dict[str, Any], output: Path | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        info: dict[str, Any],
+        output: Path | None = None,
+        undistortions: Mapping[str, Undistortion | None] | None = None,
+    ) -> None:
         self.model, self.info, self.output = model, info, output
+        self.undistortions = undistortions or {}
         self.head: QueryHead = model.query_head
         self.rule: DecisionRule = model.config.decision
         self.protocol = benchmark(info["protocol"])
@@ -62,8 +74,8 @@ class BenchmarkEvaluator:
             lost = ", ".join(info["views_without_camera"])
             self.notes.append(f"labelled views without a camera are not scored: {lost}")
 
-    def add(self, name: str, index: int, outputs: Outputs) -> None:
-        """Takes in one rendered view, named by the path of its image.
+    def add(self, name: str, outputs: Outputs, picture: Tensor | None = None) -> None:
+        """Takes in one rendered view, named by the path of its image. The picture itself is not needed.
 
         Raises:
             BenchmarkError: labels that do not fit the view.
@@ -71,13 +83,16 @@ class BenchmarkEvaluator:
         view = self.info["views"].get(Path(name).stem)
         if view is None:
             return
+        how = self.undistortions.get(name)
         rendered = (int(outputs.features.shape[0]), int(outputs.features.shape[1]))
-        labels = self.labels.load(view, None if self.labels.fixed_size else rendered)
+        labels = self.labels.load(view, None if self.labels.fixed_size or how else rendered)
+        if how is not None:
+            labels = self._undistorted(labels, how)
         prediction = self._predict(labels, outputs.features)
         self._sizes.add(labels.size)
         self.scorer.add(labels, prediction)
         self.worst.picture(view, (outputs["rgb"].detach().clamp(0, 1) * 255).byte().cpu().numpy())
-        if self.output is not None:
+        if self.output is not None and how is None:
             write_prediction(self.output / PREDICTIONS, view, prediction, labels.phrases)
 
     def summary(self) -> tuple[dict[str, float], dict[str, Any]]:
@@ -110,6 +125,28 @@ class BenchmarkEvaluator:
         if self.worst.write(path.parent / WORST_SHEET):
             details["worst_cases"] = str((path.parent / WORST_SHEET).resolve())
         write_json(path, {"benchmark": details})
+
+    def _undistorted(self, labels: ViewLabels, how: Undistortion) -> ViewLabels:
+        """Labels as an undistorted, cropped picture shows them; phrases that it does not show any more are left out."""
+        note = (
+            "views were undistorted and cropped to be rendered, and their labels with them; predictions are not saved"
+        )
+        if note not in self.notes:
+            self.notes.append(note)
+        size = (how.size[1], how.size[0])
+        if labels.masks is None:
+            assert labels.index is not None
+            return replace(labels, size=size, index=how.apply(labels.index))
+        masks = how.apply(labels.masks, False)
+        if not labels.boxes:
+            return replace(labels, size=size, masks=masks)
+        boxes = [_undistorted_boxes(group, labels.size, how) for group in labels.boxes]
+        shown = [i for i in range(len(masks)) if masks[i].any() and len(boxes[i])]
+        if len(shown) < len(masks):
+            lost = ", ".join(phrase for i, phrase in enumerate(labels.phrases) if i not in shown)
+            self.notes.append(f"cropped out of view {labels.view}: {lost}")
+        phrases = tuple(labels.phrases[i] for i in shown)
+        return ViewLabels(labels.view, phrases, size, masks[shown], tuple(boxes[i] for i in shown))
 
     # --- predictions --------------------------------------------------------------------------------------------------
 
@@ -180,3 +217,18 @@ class BenchmarkEvaluator:
     def _to_size(self, maps: Float[Tensor, "N h w"], size: tuple[int, int]) -> Float[Tensor, "N H W"]:
         self._resized = True
         return torch.nn.functional.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _undistorted_boxes(
+    boxes: Float[np.ndarray, "N 4"], size: tuple[int, int], how: Undistortion
+) -> Float[np.ndarray, "M 4"]:
+    """Boxes around what the given ones become."""
+    found = []
+    for x0, y0, x1, y1 in boxes:
+        filled = np.zeros(size, bool)
+        (left, right), (top, bottom) = sorted((x0, x1)), sorted((y0, y1))
+        filled[max(0, int(np.ceil(top))) : int(bottom) + 1, max(0, int(np.ceil(left))) : int(right) + 1] = True
+        filled = how.apply(filled, False)
+        if filled.any():
+            found.append(inclusive_box(filled))
+    return np.array(found, float).reshape(-1, 4)

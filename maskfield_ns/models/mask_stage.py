@@ -20,11 +20,16 @@ from torch import Tensor
 
 from maskfield_ns.foundation.protocols import LEVELS
 from maskfield_ns.queries.head import QueryHead
+from maskfield_ns.queries.level_loss import LevelTargets, level_loss, level_targets
 from maskfield_ns.queries.losses import dice_loss, focal_loss, soft_iou
 from maskfield_ns.queries.matching import MatchCosts, match, matching_cost
 
 if TYPE_CHECKING:
     from maskfield_ns.data.mask_views import MaskViews, TargetTensors
+
+
+_KEPT_BYTES = 1 << 29
+"""Memory for what masks say about pixels; beyond it, that is worked out anew in every step."""
 
 
 @dataclass
@@ -91,6 +96,8 @@ class MaskStage:
     states: dict[int, ViewState] = field(default_factory=dict)
     steps: int = 0
     prepared: bool = False
+    _kept: dict[tuple[int, int], LevelTargets | None] = field(default_factory=dict)
+    _kept_bytes: int = 0
 
     def prepare(self, adopt: bool) -> None:
         """Groups masks across views and, with ``adopt``, lets queries stand for the groups (not when resuming)."""
@@ -130,6 +137,22 @@ class MaskStage:
             table = torch.tensor(pairs, dtype=torch.float64, device=device).reshape(-1, 3)
             self.states[view] = ViewState(table[:, 0].long(), table[:, 1].long(), table[:, 2].float())
 
+    @torch.no_grad()
+    def pixel_codes(self, view: int, device: torch.device) -> tuple[Float[Tensor, "P channels"], Float[Tensor, "P L"]]:
+        """What the explained masks of a view say about its pixels; see :func:`.closed_form.pixel_codes`."""
+        from maskfield_ns.queries.closed_form import pixel_codes
+
+        head, state = self.head, self.states.get(view)
+        blocks = len(LEVELS) if head.by_level else 1
+        if state is None or not len(state.queries):
+            cells = self.views[view].valid.size
+            return torch.zeros(cells, head.channels, device=device), torch.zeros(cells, blocks, device=device)
+        targets = self.views.tensors(view, device)
+        unit = F.normalize(head.feature_vectors, dim=-1)
+        levels = head.levels[state.queries].clamp(min=0)
+        masks = targets.masks[state.masks] * targets.valid
+        return pixel_codes(unit, state.queries, levels, masks, head.support[state.queries] ** 2, blocks)
+
     def losses(
         self, view: int, features: Float[Tensor, "P channels"]
     ) -> tuple[dict[str, Float[Tensor, ""]], dict[str, float]]:
@@ -137,11 +160,12 @@ class MaskStage:
         rule = self._reference if self.config.rule == "reference" else self._consensus
         targets = self.views.tensors(view, features.device)
         valid = targets.valid
-        targets = replace(targets, masks=targets.masks[:, valid], valid=valid[valid])
+        if not valid.all():
+            targets = replace(targets, masks=targets.masks[:, valid], valid=valid[valid])
         self.steps += 1
         # Costs are sums over thousands of pixels: half precision overflows under nerfstudio's mixed precision.
         with torch.autocast(features.device.type, enabled=False):
-            features = features[valid].float()
+            features = (features if valid.all() else features[valid]).float()
             if len(targets.masks) == 0:
                 return {"mask_loss": (features * 0).sum()}, {}
             return rule(view, features, targets)
@@ -154,43 +178,17 @@ class MaskStage:
         if cfg.rematch_every and self.steps > cfg.rematch_after:
             self._rematch(view, head.logits(features).T, targets, head.support > 0)
         state = self.states[view]
-        valid = targets.valid.float()
-        cross_entropy, dice, iou = [], [], []
+        cross_entropy, dice = [], []
         for level in range(len(LEVELS)):
-            of_level = (head.levels[state.queries] == level).nonzero()[:, 0]
-            if not len(of_level):
+            level_targets = self._level_targets(view, level, targets)
+            if level_targets is None:
                 continue
-            log_p = head.log_probabilities(features, level).T
-            bank = head.bank(level)
-            column = torch.zeros(head.num_queries, dtype=torch.long, device=bank.device)
-            column[bank] = torch.arange(len(bank), device=bank.device)
-            hit, place = column[state.queries[of_level]].unique(return_inverse=True)
-            # A query explained by several masks (the proposer split the thing) is shown their union.
-            union = torch.zeros(len(hit), log_p.shape[1], device=log_p.device)
-            masks = targets.masks[state.masks[of_level]]
-            union = union.scatter_reduce(0, place[:, None].expand_as(masks), masks, "amax") * valid
-            # Masks of one level should exclude each other. Where they do not, the thing found in more views wins:
-            # a proposal that merges two things is the rarer one.
-            trust = union * head.support[bank[hit]][:, None] ** 2
-            share = trust / trust.sum(0).clamp(min=1e-6)
-            covered = union.amax(0)
-            # Pixels no mask covers say little: the thing there may only have been missed in this view.
-            per_pixel = -(share * log_p[hit]).sum(0) * covered
-            uncovered = -log_p[-1] * (1 - covered) * valid * cfg.absent_weight
-            balance = share / (share * covered).sum(1, keepdim=True).clamp(min=1.0)
-            balanced = -(balance * log_p[hit]).sum(0) * covered
-            cross_entropy.append(
-                (per_pixel + uncovered).sum() / valid.sum() + cfg.small_weight * balanced.sum() / len(hit)
+            vectors, bias = head.level_parameters(head.used(level))
+            loss, dice_of_things = level_loss(
+                head.level_block(features, level), vectors, bias, level_targets, cfg.absent_weight, cfg.small_weight
             )
-            target = (share * covered).detach()
-            probability = log_p[hit].exp() * covered
-            overlap = (probability * target).sum(1)
-            dice.append(1 - (2 * overlap + 1) / (probability.sum(1) + target.sum(1) + 1))
-            with torch.no_grad():
-                predicted, truth = (log_p[hit].exp() > 0.5) & (covered > 0.5), target > 0.5
-                seen = truth.any(1)
-                both = (predicted & truth).sum(1) / (predicted | truth).sum(1).clamp(min=1)
-                iou.append(both[seen])
+            cross_entropy.append(loss)
+            dice.append(dice_of_things)
         if not cross_entropy:
             return {"mask_loss": (features * 0).sum()}, {}
         cosine = F.cosine_similarity(head.embeddings[state.queries], targets.embeddings[state.masks], dim=-1)
@@ -199,10 +197,27 @@ class MaskStage:
             "mask_dice": cfg.dice_weight * torch.cat(dice).mean(),
             "mask_clip": cfg.clip_weight * (state.trust * (1 - cosine)).mean(),
         }
-        figures = {"masks_explained": len(state.masks) / len(targets.masks)}
-        if len(seen_iou := torch.cat(iou)):
-            figures["mask_iou"] = float(seen_iou.mean())
-        return losses, figures
+        overlap = 1 - torch.cat(dice).detach().mean()
+        return losses, {"masks_explained": len(state.masks) / len(targets.masks), "mask_dice_overlap": float(overlap)}
+
+    def _level_targets(self, view: int, level: int, targets: TargetTensors) -> LevelTargets | None:
+        """Targets of a level in a view, kept while memory lasts; None: nothing of the level is explained there."""
+        key = (view, level)
+        if key in self._kept:
+            return self._kept[key]
+        state, head = self.states[view], self.head
+        of_level = (head.levels[state.queries] == level).nonzero()[:, 0]
+        result = None
+        if len(of_level):
+            used = head.used(level)
+            position = torch.zeros(head.num_queries, dtype=torch.long, device=used.device)
+            position[used] = torch.arange(len(used), device=used.device)
+            masks = targets.masks[state.masks[of_level]]
+            result = level_targets(position[state.queries[of_level]], masks, head.support[used])
+        if not self.config.rematch_every and self._kept_bytes < _KEPT_BYTES:
+            self._kept[key] = result
+            self._kept_bytes += 0 if result is None else result.nbytes
+        return result
 
     @torch.no_grad()
     def _rematch(self, view: int, logits: Float[Tensor, "Q P"], targets: TargetTensors, adopted: Tensor) -> None:

@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
+from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
 
-from maskfield_ns.data.datamanager import MaskfieldDataManager
+from maskfield_ns.data.served_labels import ServedLabels
 from maskfield_ns.evaluation.labels import LabelledCapture
 from maskfield_ns.evaluation.metrics import Agreement, matched_mean_iou
 from maskfield_ns.evaluation.report import SegmentationReport
 from maskfield_ns.foundation.protocols import LEVELS
+from maskfield_ns.models.base_run import adopt_config, open_base_run, start_at_mask_stage
 from maskfield_ns.models.benchmark import BenchmarkEvaluator
 from maskfield_ns.models.mask_outputs import ActiveQuery, Outputs, answer_view, ask, query_masks
-from maskfield_ns.models.maskfield import MaskfieldModel
+from maskfield_ns.models.queryable import QueryableConfig, QueryableModel
 from maskfield_ns.queries.decision import DecisionRule
 from maskfield_ns.queries.head import QueryHead
 
@@ -35,12 +39,32 @@ class MaskfieldPipeline(VanillaPipeline):
 
     config: MaskfieldPipelineConfig
 
+    def __init__(self, config: MaskfieldPipelineConfig, device: str, test_mode: str = "val", **kwargs: Any) -> None:
+        model = config.model
+        # An opened run has everything in its own config and checkpoint; only training looks at the base run.
+        path = model.base_run if test_mode == "val" and isinstance(model, QueryableConfig) else None
+        self._base = None if path is None else open_base_run(path, model._target.base_config)
+        if self._base is not None:
+            adopt_config(config, self._base)
+        super().__init__(config, device, test_mode, **kwargs)  # type: ignore[arg-type]
+        if self._base is not None:
+            cast(QueryableModel, self.model).load_base(self._base.tensors())
+            self.model.to(device)
+            CONSOLE.print(f"Colours and geometry: {self._base.checkpoint}")
+
+    def get_training_callbacks(self, training_callback_attributes: TrainingCallbackAttributes) -> list:
+        """The model's and the datamanager's; with a base run the training begins at the mask stage."""
+        trainer = training_callback_attributes.trainer
+        if self._base is not None and trainer is not None:
+            trainer.config.save_config()  # what was taken over from the base run has to be there when it is gone
+            start_at_mask_stage(trainer, cast(Any, self.config.datamanager).mask_start)
+        return super().get_training_callbacks(training_callback_attributes)
+
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict, dict]:
         """A colour step, or from the datamanager's ``mask_start`` on a mask step."""
         ray_bundle, batch = self.datamanager.next_train(step)
         if "mask_view" in batch:
-            model, datamanager = cast(MaskfieldModel, self.model), cast(MaskfieldDataManager, self.datamanager)
-            return model.mask_step(int(batch["mask_view"]), datamanager.mask_view_rays)
+            return cast(QueryableModel, self.model).mask_step(int(batch["mask_view"]), cast(Any, self.datamanager).look)
         outputs = self._model(ray_bundle)
         metrics = self.model.get_metrics_dict(outputs, batch)
         return outputs, self.model.get_loss_dict(outputs, batch, metrics), metrics
@@ -56,20 +80,22 @@ class MaskfieldPipeline(VanillaPipeline):
         """
         assert self.datamanager.train_dataset is not None
         metadata = self.datamanager.train_dataset.metadata
+        undistortions = metadata.get("eval_undistortions") or [None] * len(metadata["eval_image_names"])
+        served = dict(zip(metadata["eval_image_names"], undistortions, strict=True))
         benchmark = metadata.get("benchmark")
         labels = None if benchmark else LabelledCapture.load(metadata["capture_dir"])
         evaluator: Evaluator | BenchmarkEvaluator
         if benchmark:
-            evaluator = BenchmarkEvaluator(self.model, benchmark, output_path)
+            evaluator = BenchmarkEvaluator(self.model, benchmark, output_path, served)
         elif labels is not None:
-            evaluator = LabelEvaluator(self.model, labels)
+            evaluator = LabelEvaluator(self.model, ServedLabels(labels, served))
         else:
-            evaluator = AgreementEvaluator(self.model, metadata["proposer_config"], metadata["eval_image_paths"])
+            evaluator = AgreementEvaluator(self.model, metadata["proposer_config"])
         names = metadata["eval_image_names"]
         original = self.model.get_image_metrics_and_images
 
         def scored(outputs: Outputs, batch: dict) -> tuple[dict, dict]:
-            evaluator.add(names[int(batch["image_idx"])], int(batch["image_idx"]), outputs)
+            evaluator.add(names[int(batch["image_idx"])], outputs, batch["image"])
             return original(outputs, batch)
 
         # The views are rendered once, inside nerfstudio's loop: scoring listens in on it.
@@ -92,8 +118,8 @@ class MaskfieldPipeline(VanillaPipeline):
 class Evaluator:
     """Scores held-out views one by one."""
 
-    def add(self, name: str, index: int, outputs: Outputs) -> None:
-        """Takes in one rendered view."""
+    def add(self, name: str, outputs: Outputs, picture: Tensor) -> None:
+        """Takes in one rendered view and the picture [H, W, 3 or 4] it should be (uint8, or float in 0..1)."""
         raise NotImplementedError
 
     def summary(self) -> tuple[dict[str, float], dict[str, Any]]:
@@ -120,7 +146,7 @@ class LabelEvaluator(Evaluator):
         self.active: ActiveQuery = ask(self.head, phrases, model.text(phrases), negatives, self.rule)
         self.classes = model.text(labels.classes()).to(self.active.classes)
 
-    def add(self, name: str, index: int, outputs: Outputs) -> None:
+    def add(self, name: str, outputs: Outputs, picture: Tensor) -> None:
         answer = answer_view(outputs.features, self.head, self.active, self.classes, self.rule)
         self.report.add_view(
             name,
@@ -137,18 +163,15 @@ class LabelEvaluator(Evaluator):
 class AgreementEvaluator(Evaluator):
     """Label-free: do rendered masks agree with masks proposed on the photograph itself?"""
 
-    def __init__(self, model: Any, proposer_config: Any, paths: list[Path]) -> None:
-        self.model, self.paths = model, paths
+    def __init__(self, model: Any, proposer_config: Any) -> None:
+        self.model = model
         self.proposer = proposer_config.setup(model.device)
         self.views: dict[str, dict[str, Agreement]] = {}
 
-    def add(self, name: str, index: int, outputs: Outputs) -> None:
-        from PIL import Image
-
-        height, width = outputs.features.shape[:2]
-        with Image.open(self.paths[index]) as picture:
-            image = np.asarray(picture.convert("RGB").resize((width, height), Image.Resampling.BOX))
-        proposed = self.proposer.propose(image)
+    def add(self, name: str, outputs: Outputs, picture: Tensor) -> None:
+        colours = picture[..., :3].cpu()
+        image = (colours if colours.dtype == torch.uint8 else (colours * 255).round().byte()).numpy()
+        proposed = self.proposer.propose(np.ascontiguousarray(image))
         head: QueryHead = self.model.query_head
         valid = head.valid(self.model.config.decision.min_support, self.model.config.decision.min_share)
         per_level: dict[str, Agreement] = {}

@@ -127,22 +127,26 @@ class QueryHead(nn.Module):
         logits = features @ self.feature_vectors.T
         return logits + self.bias if self.parametrisation == "table" else logits
 
-    def log_probabilities(self, features: Float[Tensor, "*batch channels"], level: int) -> Float[Tensor, "*batch B+1"]:
-        """Log soft-max over the bank of a level and, last, "none of them" (logit 0); unused queries get -inf."""
+    def used(self, level: int) -> Int64[Tensor, " N"]:
+        """Indices of the queries of a level's bank that stand for something."""
         bank = self.bank(level)
-        unused = F.pad(self.support[bank] <= 0, (0, 1), value=False)
-        logits = self._level_logits(features, level, bank).masked_fill(unused, float("-inf"))
-        return F.log_softmax(logits, dim=-1)
+        return bank[self.support[bank] > 0]
+
+    def level_block(self, features: Float[Tensor, "*batch channels"], level: int) -> Float[Tensor, "*batch D"]:
+        """The channels of rendered features that tell the things of a level apart."""
+        return features[..., level * self.feature_dim : (level + 1) * self.feature_dim] if self.by_level else features
+
+    def level_parameters(self, queries: Int64[Tensor, " N"]) -> tuple[Float[Tensor, "N D"], Float[Tensor, " N"]]:
+        """Mask vectors and biases of some queries."""
+        vectors = self.mask_vectors[queries]
+        return vectors, self.bias[queries] if self.parametrisation == "table" else vectors.new_zeros(len(queries))
 
     def _level_logits(
         self, features: Float[Tensor, "*batch channels"], level: int, queries: Int64[Tensor, " N"]
     ) -> Float[Tensor, "*batch N+1"]:
         """Logits of some queries of one level and, last, of "none of them"."""
-        block = features[..., level * self.feature_dim : (level + 1) * self.feature_dim] if self.by_level else features
-        logits = block @ self.mask_vectors[queries].T
-        if self.parametrisation == "table":
-            logits = logits + self.bias[queries]
-        return F.pad(logits, (0, 1))
+        vectors, bias = self.level_parameters(queries)
+        return F.pad(self.level_block(features, level) @ vectors.T + bias, (0, 1))
 
     def probabilities(
         self, features: Float[Tensor, "*batch channels"], queries: Int64[Tensor, " N"] | None = None
@@ -158,8 +162,7 @@ class QueryHead(nn.Module):
             return self.logits(features)[..., queries].sigmoid()
         result = features.new_zeros(*features.shape[:-1], len(queries))
         for level in range(len(LEVELS)):
-            used = self.bank(level)
-            used = used[self.support[used] > 0]
+            used = self.used(level)
             wanted, found = (queries[:, None] == used).nonzero(as_tuple=True)
             if len(wanted):
                 result[..., wanted] = self._level_logits(features, level, used).softmax(dim=-1)[..., found]

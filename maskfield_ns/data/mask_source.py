@@ -1,0 +1,287 @@
+"""The mask side of every datamanager: names, the mask cache, and mask targets of the training views."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.data.utils.data_utils import get_image_mask_tensor_from_path
+from nerfstudio.utils.rich_utils import CONSOLE
+from PIL import Image
+
+from maskfield_ns import compat
+from maskfield_ns.data.capture import CaptureSummary, check_capture
+from maskfield_ns.data.mask_views import MaskTargets, MaskViews, grid_size, reduce_masks
+from maskfield_ns.errors import CacheError, CaptureError
+from maskfield_ns.foundation.config import (
+    EmbedderConfig,
+    MergedConfig,
+    OpenClipConfig,
+    ProposerConfig,
+    RegionsConfig,
+    SamConfig,
+    TinyClipConfig,
+    TinySamConfig,
+)
+
+if TYPE_CHECKING:
+    from maskfield_ns.cache.builder import BuildReport
+    from maskfield_ns.cache.store import MaskCache
+
+CACHE_FOLDER = "maskfield_cache"
+PROPOSERS: dict[str, type[ProposerConfig]] = {
+    "sam": SamConfig,
+    "tiny-sam": TinySamConfig,
+    "regions": RegionsConfig,
+    "merged": MergedConfig,
+}
+EMBEDDERS: dict[str, type[EmbedderConfig]] = {"open-clip": OpenClipConfig, "tiny-clip": TinyClipConfig}
+_TINY_SAM, _TINY_CLIP = TinySamConfig(), TinyClipConfig()
+
+
+@dataclass
+class MaskSourceConfig:
+    """Where masks and embeddings come from, and when they are served."""
+
+    proposer: ProposerConfig = _TINY_SAM
+    """What proposes masks."""
+    proposer_kind: Literal["preset", "sam", "tiny-sam", "regions", "merged"] = "preset"
+    """Another kind of proposer than the method's own, with its default settings; preset: the one described above."""
+    embedder: EmbedderConfig = _TINY_CLIP
+    """What embeds masks and phrases."""
+    embedder_kind: Literal["preset", "open-clip", "tiny-clip"] = "preset"
+    """Another kind of embedder than the method's own, with its default settings; preset: the one described above."""
+    cache_dir: Path | None = None
+    """Folder of the mask cache, built on first use. None: maskfield_cache inside the capture."""
+    mask_start: int = 1100
+    """Step from which batches are whole views with mask targets; before it, batches are random pixels with colours."""
+    mask_max_side: int = 80
+    """Rays along the long side of a view in a mask batch; masks are averaged down to this grid."""
+    min_mask_cells: float = 1.0
+    """Masks covering less than this many cells of the grid are left out."""
+
+    def get_proposer(self) -> ProposerConfig:
+        """The proposer in use."""
+        return self.proposer if self.proposer_kind == "preset" else PROPOSERS[self.proposer_kind]()
+
+    def get_embedder(self) -> EmbedderConfig:
+        """The embedder in use."""
+        return self.embedder if self.embedder_kind == "preset" else EMBEDDERS[self.embedder_kind]()
+
+    def get_cache_dir(self, capture_dir: Path) -> Path:
+        """Where the mask cache of a capture is or will be."""
+        return self.cache_dir or capture_dir / CACHE_FOLDER
+
+
+class MaskSource:
+    """Mixin for a nerfstudio datamanager whose config is a :class:`MaskSourceConfig`.
+
+    The model finds in its ``metadata`` (``self.kwargs["metadata"]``):
+
+    - ``mask_views``: :class:`MaskViews` while training, else None: an opened run needs neither cache nor proposer;
+    - ``embedding_dim``: C while training, else None (a checkpoint knows its own);
+    - ``mask_start``, ``proposer_config``, ``embedder_config``, ``capture_dir``;
+    - ``train_image_names``, ``eval_image_names``: per image of the split the name that labels go by;
+    - ``eval_image_paths``: the files in use. All three lists are indexed by ``image_idx``.
+    """
+
+    config: Any
+    train_dataset: InputDataset
+    eval_dataset: InputDataset
+    device: Any
+    capture: CaptureSummary | None
+    mask_views: MaskViews | None
+    _seed: int
+
+    def publish_metadata(self) -> None:
+        """Puts what a model needs where nerfstudio hands it over."""
+        self.train_dataset.metadata |= {
+            "mask_views": self.mask_views,
+            "embedding_dim": None if self.mask_views is None else self.mask_views.embedding_dim,
+            "mask_start": self.config.mask_start,
+            "proposer_config": self.config.get_proposer(),
+            "embedder_config": self.config.get_embedder(),
+            "capture_dir": self.capture_dir,
+            "train_image_names": self.train_view_names,
+            "eval_image_names": self._names(self.eval_dataset),
+            "eval_image_paths": list(self.eval_dataset.image_filenames),
+        }
+
+    def check_views(self) -> None:
+        """Raises CaptureError when there is nothing to learn a scene from."""
+        if len(self.train_dataset) < 2:
+            raise CaptureError(
+                f"The training split of {self.get_datapath()} has {len(self.train_dataset)} images; a scene needs two."  # type: ignore[attr-defined]
+            )
+
+    # --- names and places ---------------------------------------------------------------------------------------------
+
+    @property
+    def capture_dir(self) -> Path:
+        """The capture's folder."""
+        if self.capture is not None:
+            return self.capture.folder
+        path = Path(self.get_datapath())
+        return path.parent if path.is_file() else path
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where the mask cache is or will be."""
+        return self.config.get_cache_dir(self.capture_dir)
+
+    @property
+    def train_view_names(self) -> list[str]:
+        """Name of each training view, by its index in the train dataset."""
+        return self._names(self.train_dataset)
+
+    def eval_image_name(self, image_idx: int) -> str:
+        """Name of a held-out image as the capture gives it (``file_path``), also when a downscaled copy is in use."""
+        return self._names(self.eval_dataset)[image_idx]
+
+    def _names(self, dataset: InputDataset) -> list[str]:
+        given = {} if self.capture is None else dict(zip(self.capture.image_paths, self.capture.names, strict=True))
+        return [given.get(path) or cache_name(path, self.capture_dir) for path in dataset.image_filenames]
+
+    def load_mask_views(self) -> MaskViews:
+        from maskfield_ns.cache.store import MaskCache
+
+        paths = list(self.train_dataset.image_filenames)
+        _build_cache(self.config, self.capture_dir, paths, self.device)
+        cache = MaskCache.open(
+            self.cache_dir, self.config.get_proposer().fingerprint(), self.config.get_embedder().fingerprint()
+        )
+        self._view_sizes = [self.view_size(index) for index in range(len(paths))]
+        targets = [self._view_targets(index, cache) for index in range(len(paths))]
+        views = MaskViews(self.train_view_names, targets, targets[0].embeddings.shape[1])
+        if not views.supervised:
+            raise CacheError(
+                f"No masks were proposed in any of the {len(views)} training images; there is nothing to train a mask "
+                "field on. Check the images, or try another proposer (--pipeline.datamanager.proposer-kind)."
+            )
+        CONSOLE.print(
+            f"Mask targets: {views.num_masks} masks in {len(views.supervised)} of {len(views)} views, "
+            f"{views.nbytes / 2**20:.0f} MiB."
+        )
+        return views
+
+    def _view_targets(self, index: int, cache: MaskCache) -> MaskTargets:
+        entry = cache.read(cache_name(self.train_dataset.image_filenames[index], self.capture_dir))
+        return reduce_masks(
+            self.served(index, entry.masks()),
+            entry.levels,
+            entry.scores * entry.stability,
+            entry.embeddings,
+            grid=grid_size(*self._view_sizes[index], self.config.mask_max_side),
+            valid=self.valid_pixels(index),
+            min_cells=self.config.min_mask_cells,
+        )
+
+    def served(self, index: int, raster: Bool[np.ndarray, "*n H W"]) -> Bool[np.ndarray, "*n h w"]:
+        """Rasters over a training photograph, as the picture that is trained on shows them."""
+        return raster
+
+    def valid_pixels(self, index: int) -> np.ndarray | None:
+        """The capture's own mask of a training image (``mask_path``), bool [H, W]."""
+        files = self.train_dataset._dataparser_outputs.mask_filenames
+        if files is None:
+            return None
+        return self.served(index, get_image_mask_tensor_from_path(files[index])[..., 0].numpy())
+
+    def view_size(self, index: int) -> tuple[int, int]:
+        """(width, height) of a training picture in camera pixels.
+
+        Taken from the file: with downscaled copies the camera may have been rounded down by a pixel.
+        """
+        with Image.open(self.train_dataset.image_filenames[index]) as image:
+            width, height = image.size
+        scale = self.config.camera_res_scale_factor
+        return int(width * scale), int(height * scale)
+
+    def mask_view_at(self, step: int) -> int:
+        """The view served at a step: shuffled epochs over the views with masks, a function of seed and step alone.
+
+        So a resumed training goes on with the views an uninterrupted one would have seen.
+        """
+        assert self.mask_views is not None
+        return self.turn(step - self.config.mask_start, self.mask_views.supervised)
+
+    def turn(self, step: int, views: Sequence[int]) -> int:
+        """Which of some views is up at a step of shuffled epochs: a function of seed and step alone."""
+        epoch, position = divmod(step, len(views))
+        return views[np.random.default_rng([self._seed, epoch]).permutation(len(views))[position]]
+
+
+class NoHeldOutViews:
+    """Stands where the held-out images would be; says what is wrong when something wants to evaluate on them."""
+
+    def __init__(self, capture: Path):
+        self.capture = capture
+
+    def _fail(self) -> CaptureError:
+        return CaptureError(
+            f"{self.capture} has no held-out images to evaluate on: with fewer than ten images nerfstudio's default "
+            'split keeps none. Name some in "val_filenames" and "test_filenames" of transforms.json '
+            '(with the rest in "train_filenames") and train again.'
+        )
+
+    def __iter__(self) -> Any:
+        raise self._fail()
+
+    def __len__(self) -> int:
+        raise self._fail()
+
+
+def extract(config: Any, device: torch.device | str, *, progress: bool = True) -> BuildReport:
+    """Build the mask cache that a training with this config will read, ahead of it: training images only.
+
+    Raises:
+        CaptureError, CacheError, WeightsError: as the datamanagers.
+    """
+    capture = checked_capture(config, images=True)
+    if config.data is not None:
+        config.dataparser.data = Path(config.data)
+    paths = list(config.dataparser.setup().get_dataparser_outputs(split="train").image_filenames)
+    data = Path(config.dataparser.data)
+    folder = capture.folder if capture is not None else data.parent if data.is_file() else data
+    return _build_cache(config, folder, paths, device, progress)
+
+
+def cache_name(path: Path, capture_dir: Path) -> str:
+    """Name of an image file in the cache: its path in the capture, so that downscaled copies have their own entries."""
+    return Path(os.path.relpath(path, capture_dir)).as_posix()
+
+
+def _build_cache(
+    config: Any,
+    capture_dir: Path,
+    paths: list[Path],
+    device: torch.device | str,
+    progress: bool = True,
+) -> BuildReport:
+    from maskfield_ns.cache.builder import build_cache
+
+    return build_cache(
+        paths,
+        [cache_name(path, capture_dir) for path in paths],
+        config.get_cache_dir(capture_dir),
+        config.get_proposer().deferred(device),
+        config.get_embedder().deferred(device),
+        progress=progress,
+    )
+
+
+def checked_capture(config: Any, images: bool) -> CaptureSummary | None:
+    """Validate the capture if it is of nerfstudio's format; other dataparsers check their own."""
+    parser = config.dataparser
+    if not isinstance(parser, NerfstudioDataParserConfig):
+        return None
+    parser.downscale_factor = compat.whole_downscale_factor(parser.downscale_factor)
+    return check_capture(Path(config.data or parser.data), downscale_factor=parser.downscale_factor, images=images)

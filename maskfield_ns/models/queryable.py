@@ -1,0 +1,204 @@
+"""What a radiance field of any kind needs to be asked questions: query head, mask stage, text, pictures, figures."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
+
+from maskfield_ns import compat
+from maskfield_ns.errors import CheckpointError
+from maskfield_ns.models.mask_outputs import ActiveQuery, Outputs, ask, mask_pictures
+from maskfield_ns.models.mask_stage import MaskStage, MaskStageConfig
+from maskfield_ns.models.text import TextEncoder
+from maskfield_ns.queries.decision import DecisionRule
+from maskfield_ns.queries.head import QueryHead, check_checkpoint
+from maskfield_ns.queries.relevancy import CANONICAL_NEGATIVES
+
+View = Any
+"""What a backbone renders a training view's mask grid from: rays (NeRF) or a camera (Gaussians)."""
+Look = Callable[[int], View]
+"""A datamanager's way to give the view with an index."""
+_HEAD = "query_head."
+
+
+@dataclass
+class QueryableConfig:
+    """Masks and queries, for every backbone."""
+
+    mask_stage: MaskStageConfig = field(default_factory=MaskStageConfig)
+    """How cached masks become queries."""
+    decision: DecisionRule = field(default_factory=DecisionRule)
+    """How relevancies become answers."""
+    cell_resolution: int = 256
+    """Cells along each axis of the contracted scene in which masks of different views are compared."""
+    phrases: tuple[str, ...] = ()
+    """Phrases shown as relevancy_i and composited_i by ns-viewer, ns-render and ns-eval."""
+    negatives: tuple[str, ...] = CANONICAL_NEGATIVES
+    """Phrases that relevancy is measured against."""
+    base_run: Path | None = None
+    """config.yml (or run folder, or checkpoint) of a trained nerfacto or splatfacto run to attach masks to: its colours
+    and geometry are taken over and stay as they are; only the mask stage is trained."""
+
+
+class QueryableModel:
+    """Mixin for a nerfstudio model whose config is a :class:`QueryableConfig`.
+
+    The backbone calls :meth:`populate_queries` from ``populate_modules`` and :meth:`check_queries` before loading a
+    checkpoint, and says how a training view's mask features are rendered and where its rays end.
+    """
+
+    config: Any
+    query_head: QueryHead
+    text: TextEncoder
+
+    base_config: type
+    """nerfstudio's config class of the radiance field that masks can be attached to."""
+
+    @abstractmethod
+    def load_base(self, tensors: dict[str, Tensor]) -> None:
+        """Takes over colours and geometry of a base run.
+
+        Raises:
+            CheckpointError: tensors missing or of the wrong shape.
+        """
+
+    @abstractmethod
+    def mask_features(self, view: int, look: Look) -> Float[Tensor, "P channels"]:
+        """Mask features of a training view on its mask grid, row by row; only they and the queries get gradients."""
+
+    @abstractmethod
+    def surface_cells(self, view: int, look: Look) -> Int[Tensor, " P"]:
+        """The 3D cell in which each ray of a view's mask grid ends; -1: nowhere. There are cell_resolution^3."""
+
+    def stage_prepared(self, stage: MaskStage, look: Look, resuming: bool) -> None:
+        """Called once when things have been found, before the first mask step: a chance to start from a good guess."""
+
+    def populate_queries(self, feature_dim: int) -> None:
+        """The query head, and plain holders so that neither targets nor text models end up in checkpoints."""
+        metadata: dict[str, Any] = self.kwargs.get("metadata") or {}  # type: ignore[attr-defined]
+        stage: MaskStageConfig = self.config.mask_stage
+        reference = stage.rule == "reference"
+        self.query_head = QueryHead(
+            stage.num_queries,
+            feature_dim,
+            # An opened run takes the size from its checkpoint (check_queries).
+            metadata.get("embedding_dim") or 1,
+            by_level=not reference,
+            parametrisation="index_mlp" if reference else "table",
+        )
+        self._metadata = metadata
+        self._stage: MaskStage | None = None
+        self._active: ActiveQuery | None = None
+        self.text = TextEncoder(metadata.get("embedder_config"))
+
+    def check_queries(self, state_dict: dict[str, Tensor], needed: Sequence[str]) -> None:
+        """Makes room for a checkpoint's queries and checks that the checkpoint is complete.
+
+        Args:
+            state_dict: the model's tensors.
+            needed: names (prefixes) of this model's tensors that must be there.
+
+        Raises:
+            CheckpointError: written by another version, lacking weights, or resumed with another embedder.
+        """
+        own = {k.removeprefix(_HEAD): v for k, v in state_dict.items() if k.startswith(_HEAD)}
+        check_checkpoint(own, self.query_head)
+        self.query_head.resize_embeddings(own)
+        stored, cached = self.query_head.embeddings.shape[-1], self._metadata.get("embedding_dim")
+        if cached is not None and cached != stored:
+            raise CheckpointError(
+                f"the checkpoint's embeddings have {stored} channels, those of the mask cache {cached}: "
+                "resume with the embedder that the run was started with"
+            )
+        # nerfstudio loads what is there and leaves the rest random, without a word.
+        names = self.state_dict()  # type: ignore[attr-defined]
+        lacking = [name for name in names if name.startswith(tuple(needed)) and name not in state_dict]
+        if lacking:
+            raise CheckpointError(
+                f"the checkpoint lacks {lacking[0]} and {len(lacking) - 1} more: it is incomplete, or only one of "
+                "training and this machine had tiny-cuda-nn (train with the torch implementation to be independent)"
+            )
+
+    # --- queries ------------------------------------------------------------------------------------------------------
+
+    def ask(self, phrases: Sequence[str], negatives: Sequence[str] | None = None) -> ActiveQuery:
+        """Makes phrases the ones that outputs answer.
+
+        Raises:
+            WeightsError: the text model of the run cannot be loaded.
+        """
+        negatives = tuple(negatives) if negatives else self.config.negatives
+        self._active = ask(self.query_head, phrases, self.text(phrases), self.text(negatives), self.config.decision)
+        return self._active
+
+    def add_mask_pictures(self, outputs: Outputs) -> Outputs:
+        """Adds the pictures of :func:`mask_pictures` to a view's outputs, whose features are set."""
+        if self._active is None and self.config.phrases:
+            self.ask(self.config.phrases)
+        active = self._active
+        outputs.update(mask_pictures(outputs.features, outputs["rgb"], self.query_head, active, self.config.decision))
+        return outputs
+
+    # --- the mask stage -----------------------------------------------------------------------------------------------
+
+    def mask_step(self, view: int, look: Look) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, float]]:
+        """One step of the mask stage on one training view.
+
+        Args:
+            view: index of the training view.
+            look: gives the view that a mask grid is rendered from.
+
+        Returns:
+            (outputs, losses, metrics) as a pipeline's get_train_loss_dict.
+        """
+        if self._stage is None:
+            self._stage = self._begin_stage(look)
+        features = self.mask_features(view, look)
+        losses, figures = self._stage.losses(view, features)
+        return {"mask_features": features}, losses, figures
+
+    def _begin_stage(self, look: Look) -> MaskStage:
+        views = self._metadata["mask_views"]
+        stage = MaskStage(
+            self.config.mask_stage,
+            self.query_head,
+            views,
+            lambda view: self.surface_cells(view, look),
+            self.config.cell_resolution**3,
+        )
+        resuming = bool((self.query_head.support > 0).any())
+        CONSOLE.print(f"Mask stage: comparing {views.num_masks} masks across {len(views)} views ...")
+        stage.prepare(adopt=not resuming)
+        if self.config.mask_stage.rule == "consensus":
+            counts = [int((self.query_head.support[self.query_head.bank(k)] > 0).sum()) for k in range(3)]
+            CONSOLE.print(f"Mask stage: {sum(counts)} things found (subpart, part, whole: {counts})")
+        self.stage_prepared(stage, look, resuming)
+        return stage
+
+    # --- evaluation ---------------------------------------------------------------------------------------------------
+
+    def get_image_metrics_and_images(
+        self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """The backbone's figures (LPIPS only when its weights are at hand) and pictures, plus the mask pictures."""
+        compute = super().get_image_metrics_and_images  # type: ignore[misc]
+        metrics, images = compat.image_metrics(compute, outputs, batch)
+        for name, picture in outputs.items():
+            if name.startswith(("mask_", "class_map", "relevancy_", "composited_")):
+                images[name] = picture.clamp(0, 1)
+        metrics = {k: float(v) for k, v in metrics.items() if np.isfinite(float(v))}
+        return metrics, images
+
+
+def cell_index(cube: Float[Tensor, "*batch 3"], resolution: int) -> Int[Tensor, "*batch"]:
+    """Index of the cell that holds each point of the unit cube, cut into resolution^3 cells."""
+    index = (cube * resolution).long().clamp(0, resolution - 1)
+    return (index[..., 0] * resolution + index[..., 1]) * resolution + index[..., 2]
