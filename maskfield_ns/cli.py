@@ -152,12 +152,24 @@ class BenchList:
 
 
 @dataclass
+class BenchPublished:
+    """Prints all published figures with their sources, as Markdown."""
+
+    def run(self) -> None:
+        """Prints them."""
+        from maskfield_ns.commands.bench import published_tables
+
+        print(published_tables())
+
+
+@dataclass
 class Bench:
     """Benchmarks: reports and what there is."""
 
     action: Union[  # noqa: UP007 (subcommands are annotated members)
         Annotated[BenchReport, tyro.conf.subcommand("report")],
         Annotated[BenchList, tyro.conf.subcommand("list")],
+        Annotated[BenchPublished, tyro.conf.subcommand("published")],
     ]
 
     def run(self) -> None:

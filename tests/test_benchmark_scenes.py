@@ -555,6 +555,17 @@ def test_listing(command: Command) -> None:
         benchmark("coco")
 
 
+def test_a_released_scene_with_other_counts_is_noticed(
+    command: Command, scenes: dict[str, Path], evaluated: Callable[[str], Evaluated]
+) -> None:
+    labels = labels_of("lerf-mask", scenes["lerf-mask"])
+    given = ["--predictions", evaluated("lerf-mask").folder / "eval" / PREDICTIONS, "--labels", labels]
+    assert "published evaluations have 7: is the download complete?" in command(
+        "score", "lerf-mask", *given, "--scene", "figurines"
+    )
+    assert "download complete" not in command("score", "lerf-mask", *given)
+
+
 # --- published figures ------------------------------------------------------------------------------------------------
 
 
@@ -586,6 +597,12 @@ def test_published_means_are_means(protocol: str, metric: str, method: str, sour
     (mean,) = [row for row in rows if row.scene.startswith("mean")]
     assert int(mean.scene.split()[-1]) == len(cells)
     assert float(mean.value) == pytest.approx(np.mean(cells), abs=0.06)
+
+
+def test_the_documentation_shows_what_the_command_prints(command: Command) -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    shown = text.split("<!-- published:begin -->")[1].split("<!-- published:end -->")[0].strip()
+    assert shown == command("bench", "published").strip()
 
 
 def test_localisation_percentages_are_counts_of_pairs() -> None:

@@ -97,6 +97,12 @@ def listing() -> str:
     return "\n".join(lines)
 
 
+def published_tables() -> str:
+    """Every published figure as Markdown tables."""
+    tables = [build_table(each, metric, []) for each in BENCHMARKS.values() for metric in each.metrics]
+    return "\n".join(markdown(table) for table in tables)
+
+
 def _read(path: Path) -> RunResult | None:
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ import numpy as np
 from maskfield_ns.cli import write_json
 from maskfield_ns.data import layouts
 from maskfield_ns.errors import BenchmarkError
+from maskfield_ns.evaluation.protocols.known import unexpected
 from maskfield_ns.evaluation.protocols.registry import Benchmark, benchmark, score_folder
 from maskfield_ns.evaluation.protocols.scoring import SceneScore
 from maskfield_ns.evaluation.worst import WorstCases
@@ -47,10 +48,12 @@ def score(
     label_set = chosen.open_labels(labels, class_file)
     worst = WorstCases()
     result = score_folder(chosen, predictions, label_set, rule, worst if pictures else None)
+    name = scene or _scene_name(labels)
+    result.notes[:0] = unexpected(chosen.name, name, label_set)
     details = result.to_json() | {
         "protocol": chosen.name,
         "rule": chosen.rule(rule),
-        "scene": scene or _scene_name(labels),
+        "scene": name,
         "split": None,
     }
     _show(chosen, result)

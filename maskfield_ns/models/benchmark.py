@@ -15,6 +15,7 @@ from torch import Tensor
 from maskfield_ns.data.undistortion import Undistortion
 from maskfield_ns.errors import BenchmarkError
 from maskfield_ns.evaluation.metrics import binary_iou, inclusive_box, mean_or_none
+from maskfield_ns.evaluation.protocols.known import unexpected
 from maskfield_ns.evaluation.protocols.labels import ViewLabels
 from maskfield_ns.evaluation.protocols.predictions import ViewPrediction, write_prediction
 from maskfield_ns.evaluation.protocols.registry import benchmark
@@ -65,7 +66,7 @@ class BenchmarkEvaluator:
             raise BenchmarkError(f"{info['labels']} has no labels for {', '.join(strangers[:4])} any more.")
         self.worst = WorstCases()
         self.scorer = self.protocol.make_scorer(self.protocol_rule, self.labels.phrases, self.worst)
-        self.notes: list[str] = []
+        self.notes: list[str] = unexpected(self.protocol.name, info["scene"], self.labels)
         self._resized = False
         self._own: list[float] = []
         self._sizes: set[tuple[int, int]] = set()
