@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import tyro
 from fixtures_on_disk import formats, scene, source
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
+from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 from PIL import Image
 
 from maskfield_ns.data import layouts
@@ -23,6 +29,7 @@ from maskfield_ns.data.dataparsers.lerf_mask import LerfMaskDataParserConfig
 from maskfield_ns.data.dataparsers.ovs3d import Ovs3dDataParserConfig
 from maskfield_ns.data.dataparsers.polygons import LerfOvsDataParserConfig, MipNerf360DataParserConfig
 from maskfield_ns.errors import BenchmarkError
+from maskfield_ns.evaluation.protocols.registry import BENCHMARKS
 
 CONFIGS: dict[str, Callable[..., Any]] = {
     "3d-ovs": Ovs3dDataParserConfig,
@@ -422,9 +429,16 @@ def test_class_ids_of_replica_are_sorted_and_of_scannet_are_not(scenes: dict[str
 
 
 def test_help_shows_the_tree() -> None:
-    for config in (Ovs3dDataParserConfig, LerfOvsDataParserConfig, MipNerf360DataParserConfig, LerfMaskDataParserConfig,
-                   ReplicaDataParserConfig, ScanNetOvDataParserConfig):  # fmt: skip
-        assert config.__doc__ is not None and "one scene folder" in config.__doc__
+    for config, places in (
+        (Ovs3dDataParserConfig, ("poses_bounds.npy", "segmentations/NN/CLASS.png")),
+        (LerfOvsDataParserConfig, ("sparse/0", "../label/SCENE/frame_XXXXX.json")),
+        (MipNerf360DataParserConfig, ("images_2/", "../label/SCENE/frame_XXXXX.json")),
+        (LerfMaskDataParserConfig, ("images_train/", "test_mask/K/PROMPT.png")),
+        (ReplicaDataParserConfig, ("pose_300/*.txt", "traj_w_c.txt")),
+        (ScanNetOvDataParserConfig, ("pose/*.txt", "intrinsics.txt")),
+    ):
+        shown = "".join(tyro.extras.get_parser(config).format_help().replace("│", "").split())
+        assert all(place in shown for place in places), shown
 
 
 def test_label_json_is_json(scenes: dict[str, Path]) -> None:
@@ -435,3 +449,42 @@ def test_label_json_is_json(scenes: dict[str, Path]) -> None:
     first = data["objects"][0]
     assert np.asarray(first["segmentation"]).ndim == 2 and len(first["bbox"]) == 4
     assert any(each["bbox"][0] > each["bbox"][2] for each in data["objects"]), "corners in any order"
+
+
+def registered() -> dict[str, str]:
+    """Entry points of pyproject.toml."""
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    with (Path(__file__).resolve().parents[1] / "pyproject.toml").open("rb") as file:
+        return tomllib.load(file)["project"]["entry-points"]["nerfstudio.dataparser_configs"]
+
+
+def test_entry_points_are_specifications_of_all_protocols() -> None:
+    protocols = set()
+    for place in registered().values():
+        module, name = place.split(":")
+        specification = getattr(importlib.import_module(module), name)
+        assert isinstance(specification, DataParserSpecification)
+        protocols.add(specification.config._target.protocol)  # type: ignore[attr-defined]
+    assert protocols == set(BENCHMARKS)
+
+
+def test_nerfstudio_loads_them_while_it_is_half_imported() -> None:
+    """Registration by environment variable happens at the same moment as by entry point."""
+    pairs = registered()
+    code = (
+        "import importlib.metadata as m; m.entry_points = lambda **k: m.EntryPoints()\n"
+        "import nerfstudio.data.datamanagers.base_datamanager\n"
+        "from nerfstudio.configs.dataparser_configs import all_dataparsers\n"
+        f"missing = set({sorted(pairs)!r}) - set(all_dataparsers)\n"
+        "assert not missing, missing\n"
+    )
+    variable = ",".join(f"{name}={place}" for name, place in pairs.items())
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"NERFSTUDIO_DATAPARSER_CONFIGS": variable},
+        cwd=Path(__file__).parents[1],
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr

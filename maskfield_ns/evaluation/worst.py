@@ -1,4 +1,4 @@
-"""Pictures of the worst answers: photograph, label and answer side by side."""
+"""Pictures of the worst answers: the view, its label and the answer side by side."""
 
 from __future__ import annotations
 

@@ -25,14 +25,15 @@ from maskfield_ns.errors import BenchmarkError
 
 @dataclass
 class ReplicaDataParserConfig(BenchmarkDataParserConfig):
-    """Replica, one scene folder, in either packaging. OV-NeRF: rgb_300/, pose_300/*.txt (4x4 camera-to-world, OpenCV
-    axes), semantic_300/*.png (class index, 0 = void), intrinsics.txt (at 640x480), classes.txt (line 0 is void; sorted
-    by name); every 10th frame tests. Semantic-NeRF: rgb/rgb_N.png, semantic_class/semantic_class_N.png, traj_w_c.txt (a
-    4x4 matrix per line), and a classes.txt that you provide; frames 0, 5, 10 ... train and 2, 7, 12 ... test.
-    """
+    """Replica, as OV-NeRF or Semantic-NeRF package it."""
 
     _target: type = field(default_factory=lambda: ReplicaDataParser)
     """Target class to instantiate."""
+    data: Path = Path()
+    """Folder of one scene, in either packaging. OV-NeRF: rgb_300/, pose_300/*.txt (4x4 camera-to-world, OpenCV axes),
+    semantic_300/*.png (class index, 0 = void), intrinsics.txt (at 640x480), classes.txt (line 0 is void; sorted by
+    name); every 10th frame tests. Semantic-NeRF: rgb/rgb_N.png, semantic_class/semantic_class_N.png, traj_w_c.txt (a
+    4x4 matrix per line), and a classes.txt that you provide; frames 0, 5, 10 ... train and 2, 7, 12 ... test."""
     class_file: Optional[Path] = None  # noqa: UP045 (tyro shows it)
     """Class list, if it is not classes.txt in the scene's folder. Read by evaluation only."""
     blank_competes: bool = True
@@ -45,13 +46,14 @@ class ReplicaDataParserConfig(BenchmarkDataParserConfig):
 
 @dataclass
 class ScanNetOvDataParserConfig(ReplicaDataParserConfig):
-    """ScanNet as OV-NeRF uses it, one scene folder: rgb/, pose/*.txt (4x4 camera-to-world, OpenCV axes; frames with NaN
-    poses are left out), semantic/*.png (class index, 0 = void), intrinsics.txt (at 1296x968), classes.txt (line 0 is
-    void; in the order of the file). Every 10th frame tests, the others train.
-    """
+    """ScanNet as OV-NeRF packages it."""
 
     _target: type = field(default_factory=lambda: ScanNetOvDataParser)
     """Target class to instantiate."""
+    data: Path = Path()
+    """Folder of one scene: rgb/, pose/*.txt (4x4 camera-to-world, OpenCV axes; frames with NaN poses are left out),
+    semantic/*.png (class index, 0 = void), intrinsics.txt (at 1296x968), classes.txt (line 0 is void; in the order of
+    the file). Every 10th frame tests, the others train."""
 
 
 class ReplicaDataParser(BenchmarkDataParser):

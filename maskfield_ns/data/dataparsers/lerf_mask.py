@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 
@@ -14,13 +15,14 @@ from maskfield_ns.errors import BenchmarkError
 
 @dataclass
 class LerfMaskDataParserConfig(BenchmarkDataParserConfig):
-    """LERF-Mask, one scene folder: images/ (all images), images_train/ (those that train; the others test), sparse/0
-    (COLMAP), test_mask/K/PROMPT.png (masks of the K-th test image by name, K = 0, 1, ...; folders may be missing).
-    object_mask/ is not read. Test views are held out by the protocol.
-    """
+    """LERF-Mask."""
 
     _target: type = field(default_factory=lambda: LerfMaskDataParser)
     """Target class to instantiate."""
+    data: Path = Path()
+    """Folder of one scene: images/ (all images), images_train/ (those that train; the others test), sparse/0 (COLMAP),
+    test_mask/K/PROMPT.png (masks of the K-th test image by name, K = 0, 1, ...; folders may be missing). object_mask/
+    is not read. Test views are held out by the protocol."""
 
 
 class LerfMaskDataParser(BenchmarkDataParser):

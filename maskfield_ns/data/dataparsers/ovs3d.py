@@ -17,14 +17,15 @@ from maskfield_ns.errors import BenchmarkError
 
 @dataclass
 class Ovs3dDataParserConfig(BenchmarkDataParserConfig):
-    """3D-OVS, one scene folder: images/ (any picture format), poses_bounds.npy (LLFF, a row per image sorted by name),
-    segmentations/classes.txt (one class per line) and segmentations/NN/CLASS.png (a black and white mask per class for
-    each labelled view; NN is the stem of its image). sparse/0 gives seed points for splats if it is there. The
-    published protocol trains on the labelled views and scores at an eighth of the size.
-    """
+    """3D-OVS."""
 
     _target: type = field(default_factory=lambda: Ovs3dDataParser)
     """Target class to instantiate."""
+    data: Path = Path()
+    """Folder of one scene: images/ (any picture format), poses_bounds.npy (LLFF, a row per image sorted by name),
+    segmentations/classes.txt (one class per line) and segmentations/NN/CLASS.png (a black and white mask per class for
+    each labelled view; NN is the stem of its image). sparse/0 gives seed points for Gaussians if it is there. The
+    published protocol trains on the labelled views and scores at an eighth of the size."""
     downscale_factor: Optional[int] = 8  # noqa: UP045 (tyro shows it)
     """Images come from images_<factor>, made on first use (Lanczos) if it is not there. 8 is what is scored."""
     load_points: bool = True

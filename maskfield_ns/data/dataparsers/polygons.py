@@ -22,14 +22,15 @@ _ALIKE = 12.0
 
 @dataclass
 class LerfOvsDataParserConfig(BenchmarkDataParserConfig):
-    """LERF-OVS (LERF scenes with LangSplat's labels), one scene folder SCENE: images/frame_00001.jpg ..., sparse/0
-    (COLMAP), and beside it ../label/SCENE/frame_XXXXX.json (polygons, one file per labelled frame; a .jpg of the same
-    stem may lie there). Labelled frames belong to images by file stem. The published protocol trains on the labelled
-    frames and scores at full size.
-    """
+    """LERF-OVS: LERF scenes with LangSplat's labels."""
 
     _target: type = field(default_factory=lambda: LerfOvsDataParser)
     """Target class to instantiate."""
+    data: Path = Path()
+    """Folder of one scene, SCENE: images/frame_00001.jpg ..., sparse/0 (COLMAP), and beside it
+    ../label/SCENE/frame_XXXXX.json (polygons, one file per labelled frame; a .jpg of the same stem may lie there).
+    Labelled frames belong to images by file stem. The published protocol trains on the labelled frames and scores at
+    full size."""
     match: Literal["stem", "number", "auto"] = "stem"
     """How labelled frames find their images. stem: by equal file stems. number: frame_00012 is the 12th registered
     image by name, which is verified where the label folder has the frame's .jpg. auto: stem, or else number with
@@ -38,14 +39,15 @@ class LerfOvsDataParserConfig(BenchmarkDataParserConfig):
 
 @dataclass
 class MipNerf360DataParserConfig(LerfOvsDataParserConfig):
-    """Mip-NeRF360 with GAGS's labels, one scene folder SCENE: images/ (images_2/ ...), sparse/0 (COLMAP), and beside
-    it ../label/SCENE/frame_XXXXX.json (and .jpg). How the released labels are numbered is not established: they are
-    matched by file stem, or else frame_00012 is taken for the 12th image by name if its .jpg shows the same picture.
-    The published protocol trains on the labelled frames. Choose the downscale factor nearest to 1080 pixels.
-    """
+    """Mip-NeRF360 with GAGS's labels."""
 
     _target: type = field(default_factory=lambda: MipNerf360DataParser)
     """Target class to instantiate."""
+    data: Path = Path()
+    """Folder of one scene, SCENE: images/ (images_2/ ...), sparse/0 (COLMAP), and beside it
+    ../label/SCENE/frame_XXXXX.json (and .jpg). How the released labels are numbered is not established: they are
+    matched by file stem, or else frame_00012 is taken for the 12th image by name if its .jpg shows the same picture.
+    The published protocol trains on the labelled frames. Choose the downscale factor nearest to 1080 pixels."""
     match: Literal["stem", "number", "auto"] = "auto"
     """How labelled frames find their images. stem: by equal file stems. number: frame_00012 is the 12th registered
     image by name, which is verified where the label folder has the frame's .jpg. auto: stem, or else number with
