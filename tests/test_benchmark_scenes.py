@@ -195,6 +195,15 @@ def test_views_of_another_size_are_resized_and_said_to_be(scenes: dict[str, Path
     assert details["scored_sizes"] == [[ids.shape[1], ids.shape[0]]] and figures["miou_own_masks"] > 0.7
 
 
+@pytest.mark.parametrize("kind", ["lerf-ovs", "lerf-mask", "replica"])
+def test_labels_of_another_shape_than_the_image(kind: str, scenes: dict[str, Path], capture: formats.Source) -> None:
+    outputs, oracle = parse(kind, scenes[kind], "test"), Oracle(capture)
+    evaluator = BenchmarkEvaluator(oracle, outputs.metadata["benchmark"])
+    path = outputs.image_filenames[0]
+    upright = ids_in(kind, capture, path).T
+    refused(lambda: evaluator.add(path.name, oracle.outputs(upright)), str(scenes[kind].parent), "120x160")
+
+
 def test_labels_follow_undistorted_pictures(scenes: dict[str, Path], capture: formats.Source) -> None:
     """As with Gaussians: the picture is undistorted and cropped before it is rendered."""
     outputs, oracle = parse("mipnerf360", scenes["mipnerf360"], "test"), Oracle(capture)

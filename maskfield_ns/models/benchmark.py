@@ -16,7 +16,7 @@ from maskfield_ns.data.undistortion import Undistortion
 from maskfield_ns.errors import BenchmarkError
 from maskfield_ns.evaluation.metrics import binary_iou, inclusive_box, mean_or_none
 from maskfield_ns.evaluation.protocols.known import unexpected
-from maskfield_ns.evaluation.protocols.labels import ViewLabels
+from maskfield_ns.evaluation.protocols.labels import ViewLabels, check_aspect
 from maskfield_ns.evaluation.protocols.predictions import ViewPrediction, write_prediction
 from maskfield_ns.evaluation.protocols.registry import benchmark
 from maskfield_ns.evaluation.worst import WorstCases
@@ -89,6 +89,7 @@ class BenchmarkEvaluator:
         labels = self.labels.load(view, None if self.labels.fixed_size or how else rendered)
         if how is not None:
             labels = self._undistorted(labels, how)
+        check_aspect(f"view {view} of {self.info['labels']}", labels.size, rendered)
         prediction = self._predict(labels, outputs.features)
         self._sizes.add(labels.size)
         self.scorer.add(labels, prediction)

@@ -136,7 +136,7 @@ class IndicatorLabels(LabelSet):
         pictures = [_read_grey(self.directory / view / f"{name}.png") for name in self.phrases]
         own = _one_size(self.directory / view, self.phrases, pictures)
         wanted = size or own
-        _check_aspect(self.directory / view, own, wanted)
+        check_aspect(self.directory / view, own, wanted)
         # Read, resized, then cut: as the reference does.
         masks = np.stack([nearest(picture, wanted) == 255 for picture in pictures])
         return ViewLabels(view, self.phrases, wanted, masks)
@@ -166,7 +166,7 @@ class MaskLabels(LabelSet):
         pictures = [_read_grey(path) for path in files.values()]
         own = _one_size(self.directory / view, tuple(files), pictures)
         if size is not None:
-            _check_aspect(self.directory / view, own, size)
+            check_aspect(self.directory / view, own, size)
         return ViewLabels(view, tuple(files), own, np.stack(pictures) > FOREGROUND_ABOVE)
 
 
@@ -200,7 +200,7 @@ class IndexLabels(LabelSet):
                 f"{len(self.phrases)} entries (0 to {len(self.phrases) - 1})."
             )
         wanted = size or index.shape
-        _check_aspect(path, index.shape, wanted)
+        check_aspect(path, index.shape, wanted)
         return ViewLabels(view, self.phrases, wanted, index=nearest(index, wanted).astype(np.int64))
 
 
@@ -333,8 +333,12 @@ def _one_size(folder: Path, names: Sequence[str], pictures: Sequence[np.ndarray]
     return pictures[0].shape[0], pictures[0].shape[1]
 
 
-def _check_aspect(where: Path, own: Sequence[int], wanted: Size) -> None:
-    """Sides may differ by a factor that both share, and by the rounding of a downscale."""
+def check_aspect(where: Path | str, own: Sequence[int], wanted: Size) -> None:
+    """Sizes (height, width) may differ by a factor that both sides share, and by the rounding of a downscale.
+
+    Raises:
+        BenchmarkError: labels of another shape than their image.
+    """
     ratios = [new / old for old, new in zip(own, wanted, strict=True)]
     slack = max(1 / min(old, new) for old, new in zip(own, wanted, strict=True))
     if abs(ratios[0] / ratios[1] - 1) > 2 * slack:
