@@ -1,4 +1,4 @@
-"""``maskfield``: extract masks ahead of training, query a trained run, run the demo."""
+"""``maskfield``: extract masks ahead of training, query a trained run, run the demo, score benchmarks."""
 
 from __future__ import annotations
 
@@ -78,16 +78,117 @@ class Demo:
         demo(self.output, self.method)
 
 
+@dataclass
+class Score:
+    """Scores anybody's predictions for a benchmark scene, as ns-eval scores ours (docs/benchmarks.md: file formats)."""
+
+    protocol: tyro.conf.Positional[Literal["3d-ovs", "lerf-ovs", "lerf-mask", "replica", "scannet", "mipnerf360"]]
+    """Benchmark."""
+    predictions: Path
+    """Folder of one scene's predictions: <view>.npz, or <view>/<phrase>.npy or .png, or <view>.png with class ids."""
+    labels: Path
+    """Folder of the scene's labels: label/<scene> (LERF-OVS, Mip-NeRF360), segmentations (3D-OVS), test_mask
+    (LERF-Mask), or the scene itself (Replica, ScanNet)."""
+    rule: str = "default"
+    """Decision rule and averaging; maskfield bench list names them."""
+    class_file: Path | None = None
+    """Another class list than the scene's own (Replica, ScanNet)."""
+    output: Path | None = None
+    """JSON file for all figures; maskfield bench report reads it."""
+    pictures: Path | None = None
+    """PNG file for the worst cases."""
+    images: Path | None = None
+    """Folder of photographs for those, called like the views."""
+    method: str = "predictions"
+    """Whose predictions these are, for the report."""
+    scene: str | None = None
+    """Name of the scene, for the report; default: of the folder."""
+
+    def run(self) -> None:
+        """Scores and prints."""
+        from maskfield_ns.commands.score import score
+
+        score(
+            self.protocol,
+            self.predictions,
+            self.labels,
+            self.rule,
+            self.class_file,
+            self.output,
+            self.pictures,
+            self.images,
+            self.method,
+            self.scene,
+        )
+
+
+@dataclass
+class BenchReport:
+    """Tables of results beside published ones, as Markdown, CSV and LaTeX, with pictures of the worst cases."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs evaluated by ns-eval, or JSON files of ns-eval or maskfield score."""
+    output: Path = Path("bench_report")
+    """Folder for the report."""
+
+    def run(self) -> None:
+        """Writes the report."""
+        from maskfield_ns.commands.bench import report
+
+        if not self.runs:
+            raise MaskfieldError("name at least one run: maskfield bench report RUN")
+        report(self.runs, self.output)
+
+
+@dataclass
+class BenchList:
+    """Names the benchmarks, their decision rules and figures."""
+
+    def run(self) -> None:
+        """Prints them."""
+        from maskfield_ns.commands.bench import listing
+
+        print(listing())
+
+
+@dataclass
+class BenchPublished:
+    """Prints all published figures with their sources, as Markdown."""
+
+    def run(self) -> None:
+        """Prints them."""
+        from maskfield_ns.commands.bench import published_tables
+
+        print(published_tables())
+
+
+@dataclass
+class Bench:
+    """Benchmarks: reports and what there is."""
+
+    action: Union[  # noqa: UP007 (subcommands are annotated members)
+        Annotated[BenchReport, tyro.conf.subcommand("report")],
+        Annotated[BenchList, tyro.conf.subcommand("list")],
+        Annotated[BenchPublished, tyro.conf.subcommand("published")],
+    ]
+
+    def run(self) -> None:
+        """Runs the action."""
+        self.action.run()
+
+
 Command = Union[  # noqa: UP007 (subcommands are annotated members)
     Annotated[Extract, tyro.conf.subcommand("extract")],
     Annotated[Query, tyro.conf.subcommand("query")],
     Annotated[Demo, tyro.conf.subcommand("demo")],
+    Annotated[Score, tyro.conf.subcommand("score")],
+    Annotated[Bench, tyro.conf.subcommand("bench")],
 ]
 
 
 def entrypoint() -> None:
     """Console script: errors a user can act on end in one line and exit code 1."""
-    command = tyro.cli(Command, description=__doc__)
+    command = tyro.cli(Command, description=__doc__, config=(tyro.conf.OmitSubcommandPrefixes,))
     try:
         command.run()
     except MaskfieldError as error:

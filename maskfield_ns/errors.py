@@ -23,3 +23,7 @@ class CheckpointError(MaskfieldError):
 
 class SplatError(MaskfieldError):
     """Gaussians cannot be rendered: values that are not finite, or tensors of the wrong shape, type or device."""
+
+
+class BenchmarkError(MaskfieldError):
+    """A benchmark scene, its labels or predictions for it are missing, incomplete or inconsistent."""

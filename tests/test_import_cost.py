@@ -14,6 +14,7 @@ import json, sys
 import nerfstudio.configs.method_configs
 before = set(sys.modules)
 import maskfield_ns.configs
+from maskfield_ns.data.dataparsers import indexed, lerf_mask, ovs3d, polygons
 print(json.dumps([sorted(before), sorted(sys.modules)]))
 """
 

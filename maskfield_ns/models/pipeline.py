@@ -19,6 +19,7 @@ from maskfield_ns.evaluation.metrics import Agreement, matched_mean_iou
 from maskfield_ns.evaluation.report import SegmentationReport
 from maskfield_ns.foundation.protocols import LEVELS
 from maskfield_ns.models.base_run import adopt_config, open_base_run, start_at_mask_stage
+from maskfield_ns.models.benchmark import BenchmarkEvaluator
 from maskfield_ns.models.mask_outputs import ActiveQuery, Outputs, answer_view, ask, query_masks
 from maskfield_ns.models.queryable import QueryableConfig, QueryableModel
 from maskfield_ns.queries.decision import DecisionRule
@@ -70,19 +71,23 @@ class MaskfieldPipeline(VanillaPipeline):
 
     def get_average_eval_image_metrics(
         self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """nerfstudio's averages and the segmentation figures of the held-out views.
 
-        A labelled capture (``gt/`` beside the images) is scored against its labels. Labels are read here and nowhere
-        else. Without labels the figure is agreement: masks proposed on held-out views against rendered masks.
+        A benchmark scene (read by one of :mod:`maskfield_ns.data.dataparsers`) is scored by its own protocol, a
+        labelled capture (``gt/`` beside the images) against its labels. Labels are read here and nowhere else. Without
+        labels the figure is agreement: masks proposed on held-out views against rendered masks.
         """
         assert self.datamanager.train_dataset is not None
         metadata = self.datamanager.train_dataset.metadata
-        labels = LabelledCapture.load(metadata["capture_dir"])
-        evaluator: Evaluator
-        if labels is not None:
-            undistortions = metadata.get("eval_undistortions") or [None] * len(metadata["eval_image_names"])
-            served = dict(zip(metadata["eval_image_names"], undistortions, strict=True))
+        undistortions = metadata.get("eval_undistortions") or [None] * len(metadata["eval_image_names"])
+        served = dict(zip(metadata["eval_image_names"], undistortions, strict=True))
+        benchmark = metadata.get("benchmark")
+        labels = None if benchmark else LabelledCapture.load(metadata["capture_dir"])
+        evaluator: Evaluator | BenchmarkEvaluator
+        if benchmark:
+            evaluator = BenchmarkEvaluator(self.model, benchmark, output_path, served)
+        elif labels is not None:
             evaluator = LabelEvaluator(self.model, ServedLabels(labels, served))
         else:
             evaluator = AgreementEvaluator(self.model, metadata["proposer_config"])
@@ -104,7 +109,10 @@ class MaskfieldPipeline(VanillaPipeline):
             evaluator.write(output_path / "segmentation.json", details)
             CONSOLE.print(f"Per-view segmentation figures: {output_path / 'segmentation.json'}")
         # std is not defined with a single held-out view, and NaN is not JSON.
-        return {k: v for k, v in (metrics | figures).items() if np.isfinite(v)}
+        result: dict[str, Any] = {k: v for k, v in (metrics | figures).items() if np.isfinite(v)}
+        if benchmark and get_std:  # ns-eval, which writes JSON; the trainer's own evaluations want numbers only
+            result["benchmark"] = details
+        return result
 
 
 class Evaluator:

@@ -1,0 +1,1 @@
+"""Benchmark protocols: decision rules and metrics as pure functions, label loaders, and the scorers that join them."""

@@ -1,0 +1,236 @@
+"""Evaluation on a benchmark: predictions from rendered mask features, scored by the benchmark's own protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from maskfield_ns.data.undistortion import Undistortion
+from maskfield_ns.errors import BenchmarkError
+from maskfield_ns.evaluation.metrics import binary_iou, inclusive_box, mean_or_none
+from maskfield_ns.evaluation.protocols.known import unexpected
+from maskfield_ns.evaluation.protocols.labels import ViewLabels, check_aspect
+from maskfield_ns.evaluation.protocols.predictions import ViewPrediction, write_prediction
+from maskfield_ns.evaluation.protocols.registry import benchmark
+from maskfield_ns.evaluation.worst import WorstCases
+from maskfield_ns.models.mask_outputs import Outputs, ViewAnswer, answer_view, ask
+from maskfield_ns.queries import decision
+from maskfield_ns.queries.decision import DecisionRule
+from maskfield_ns.queries.head import QueryHead
+
+_CHUNK_PIXELS = 1 << 15
+"""Pixels scored at once: all queries of all pixels of a photograph would be gigabytes."""
+WORST_SHEET = "worst_cases.png"
+PREDICTIONS = "predictions"
+
+
+class BenchmarkEvaluator:
+    """Scores rendered views of a benchmark scene one by one.
+
+    Args:
+        model: a model with ``query_head``, ``text`` and ``config.decision``.
+        info: what the dataparser put into the metadata under ``benchmark``.
+        output: folder for predictions (in the format of ``maskfield score``) and pictures of the worst cases; None:
+            nothing is written.
+        undistortions: by image name, what was done to the pictures that are rendered; labels go the same way.
+
+    Raises:
+        BenchmarkError: labels that are missing or inconsistent.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        info: dict[str, Any],
+        output: Path | None = None,
+        undistortions: Mapping[str, Undistortion | None] | None = None,
+    ) -> None:
+        self.model, self.info, self.output = model, info, output
+        self.undistortions = undistortions or {}
+        self.head: QueryHead = model.query_head
+        self.rule: DecisionRule = model.config.decision
+        self.protocol = benchmark(info["protocol"])
+        self.protocol_rule = self.protocol.rule(info.get("rule"))
+        class_file = info.get("class_file")
+        self.labels = self.protocol.open_labels(Path(info["labels"]), Path(class_file) if class_file else None)
+        known = set(self.labels.views)
+        strangers = [view for view in info["views"].values() if view not in known]
+        if strangers:
+            raise BenchmarkError(f"{info['labels']} has no labels for {', '.join(strangers[:4])} any more.")
+        self.worst = WorstCases()
+        self.scorer = self.protocol.make_scorer(self.protocol_rule, self.labels.phrases, self.worst)
+        self.notes: list[str] = unexpected(self.protocol.name, info["scene"], self.labels)
+        self._resized = False
+        self._own: list[float] = []
+        self._sizes: set[tuple[int, int]] = set()
+        self._classes: Tensor | None = None
+        if info.get("views_without_camera"):
+            lost = ", ".join(info["views_without_camera"])
+            self.notes.append(f"labelled views without a camera are not scored: {lost}")
+
+    def add(self, name: str, outputs: Outputs, picture: Tensor | None = None) -> None:
+        """Takes in one rendered view, named by the path of its image. The picture itself is not needed.
+
+        Raises:
+            BenchmarkError: labels that do not fit the view.
+        """
+        view = self.info["views"].get(Path(name).stem)
+        if view is None:
+            return
+        how = self.undistortions.get(name)
+        rendered = (int(outputs.features.shape[0]), int(outputs.features.shape[1]))
+        labels = self.labels.load(view, None if self.labels.fixed_size or how else rendered)
+        if how is not None:
+            labels = self._undistorted(labels, how)
+        check_aspect(f"view {view} of {self.info['labels']}", labels.size, rendered)
+        prediction = self._predict(labels, outputs.features)
+        self._sizes.add(labels.size)
+        self.scorer.add(labels, prediction)
+        self.worst.picture(view, (outputs["rgb"].detach().clamp(0, 1) * 255).byte().cpu().numpy())
+        if self.output is not None and how is None:
+            write_prediction(self.output / PREDICTIONS, view, prediction, labels.phrases)
+
+    def summary(self) -> tuple[dict[str, float], dict[str, Any]]:
+        """(flat figures, everything per class and view).
+
+        Raises:
+            BenchmarkError: no labelled view was rendered.
+        """
+        result = self.scorer.result()
+        if self._own:
+            result.figures["miou_own_masks"] = float(mean_or_none(self._own) or 0.0)
+        notes = list(self.notes)
+        if self._resized:
+            notes.append("views were rendered at another size than the labels and resized (bilinear)")
+        details = result.to_json() | {
+            "protocol": self.protocol.name,
+            "rule": self.protocol_rule,
+            "scene": self.info["scene"],
+            "split": self.info["split"],
+            "labelled_views_trained": self.info["labelled_views_trained"],
+            "scored_sizes": sorted([width, height] for height, width in self._sizes),
+            "notes": notes + result.notes,
+        }
+        return result.figures, details
+
+    def write(self, path: Path, details: dict[str, Any]) -> None:
+        """Writes details as JSON and the worst cases as a picture beside it."""
+        from maskfield_ns.cli import write_json
+
+        if self.worst.write(path.parent / WORST_SHEET):
+            details["worst_cases"] = str((path.parent / WORST_SHEET).resolve())
+        write_json(path, {"benchmark": details})
+
+    def _undistorted(self, labels: ViewLabels, how: Undistortion) -> ViewLabels:
+        """Labels as an undistorted, cropped picture shows them; phrases that it does not show any more are left out."""
+        note = (
+            "views were undistorted and cropped to be rendered, and their labels with them; predictions are not saved"
+        )
+        if note not in self.notes:
+            self.notes.append(note)
+        size = (how.size[1], how.size[0])
+        if labels.masks is None:
+            assert labels.index is not None
+            return replace(labels, size=size, index=how.apply(labels.index))
+        masks = how.apply(labels.masks, False)
+        if not labels.boxes:
+            return replace(labels, size=size, masks=masks)
+        boxes = [_undistorted_boxes(group, labels.size, how) for group in labels.boxes]
+        shown = [i for i in range(len(masks)) if masks[i].any() and len(boxes[i])]
+        if len(shown) < len(masks):
+            lost = ", ".join(phrase for i, phrase in enumerate(labels.phrases) if i not in shown)
+            self.notes.append(f"cropped out of view {labels.view}: {lost}")
+        phrases = tuple(labels.phrases[i] for i in shown)
+        return ViewLabels(labels.view, phrases, size, masks[shown], tuple(boxes[i] for i in shown))
+
+    # --- predictions --------------------------------------------------------------------------------------------------
+
+    def _predict(self, labels: ViewLabels, features: Float[Tensor, "H W D"]) -> ViewPrediction:
+        if self.protocol.kind == "classes":
+            scores = self.class_scores(features)
+            if scores.shape[1:] != labels.size:
+                scores = self._to_size(scores, labels.size)
+            return ViewPrediction(scores=scores.cpu().numpy())
+        answer = self._answer(labels.phrases, features)
+        if self.protocol.kind == "masks":
+            return ViewPrediction(masks=dict(zip(labels.phrases, answer.masks, strict=True)))
+        maps, masks = torch.from_numpy(answer.relevancy), torch.from_numpy(answer.masks)
+        if maps.shape[1:] != labels.size:
+            maps, masks = self._to_size(maps, labels.size), self._to_size(masks.float(), labels.size) > 0.5
+        if labels.masks is not None:  # the method's own masks, which may also say "not here", beside the protocol's
+            ious = [binary_iou(own, label) for own, label in zip(masks.numpy(), labels.masks, strict=True)]
+            self._own += [0.0 if iou is None else iou for iou in ious]
+        return ViewPrediction(relevancy=dict(zip(labels.phrases, maps.numpy()[:, None], strict=True)))
+
+    def _answer(self, phrases: tuple[str, ...], features: Float[Tensor, "H W D"]) -> ViewAnswer:
+        negatives = self.model.text(self.model.config.negatives)
+        active = ask(self.head, phrases, self.model.text(phrases), negatives, self.rule)
+        return answer_view(features, self.head, active, None, self.rule)
+
+    @torch.no_grad()
+    def class_scores(self, features: Float[Tensor, "H W D"]) -> Float[Tensor, "C H W"]:
+        """Score of every class of the scene per pixel."""
+        embeddings = self.head.embeddings.detach()
+        classes = self._class_embeddings().to(embeddings)
+        negatives = self.model.text(self.model.config.negatives).to(embeddings)
+        valid = self.head.valid(self.rule.min_support, self.rule.min_share)
+        used = valid.nonzero()[:, 0] if bool(valid.any()) else torch.zeros(1, dtype=torch.long, device=valid.device)
+        rows = max(1, _CHUNK_PIXELS // features.shape[1])
+        parts = [
+            decision.class_scores(
+                self.head.probabilities(part, used),
+                embeddings[used],
+                valid[used],
+                self.head.levels[used],
+                classes,
+                negatives,
+                self.rule,
+            )
+            for part in features.split(rows)
+        ]
+        scores = torch.cat(parts).permute(2, 0, 1).float()
+        if not self.info.get("blank_competes", True):
+            scores[0] = -1.0
+        return scores
+
+    def _class_embeddings(self) -> Float[Tensor, "C D"]:
+        if self._classes is None:
+            names = self.labels.phrases
+            if self.info.get("templates", "none") == "none":
+                self._classes = self.model.text(names)
+            else:
+                self._classes = torch.stack([self._averaged(name) for name in names])
+        assert self._classes is not None
+        return self._classes
+
+    def _averaged(self, name: str) -> Float[Tensor, " D"]:
+        from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+        sentences = self.model.text([template(name) for template in OPENAI_IMAGENET_TEMPLATES])
+        return torch.nn.functional.normalize(sentences.mean(dim=0), dim=0)
+
+    def _to_size(self, maps: Float[Tensor, "N h w"], size: tuple[int, int]) -> Float[Tensor, "N H W"]:
+        self._resized = True
+        return torch.nn.functional.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _undistorted_boxes(
+    boxes: Float[np.ndarray, "N 4"], size: tuple[int, int], how: Undistortion
+) -> Float[np.ndarray, "M 4"]:
+    """Boxes around what the given ones become."""
+    found = []
+    for x0, y0, x1, y1 in boxes:
+        filled = np.zeros(size, bool)
+        (left, right), (top, bottom) = sorted((x0, x1)), sorted((y0, y1))
+        filled[max(0, int(np.ceil(top))) : int(bottom) + 1, max(0, int(np.ceil(left))) : int(right) + 1] = True
+        filled = how.apply(filled, False)
+        if filled.any():
+            found.append(inclusive_box(filled))
+    return np.array(found, float).reshape(-1, 4)
