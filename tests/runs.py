@@ -104,7 +104,7 @@ def small_splat_config(capture: Path, output: Path, timestamp: str, colour_steps
 def offline_proposer() -> ProposerConfig:
     """The embedded SAM with few prompts, and graph-based regions, which need nothing but pixels."""
     if (DEMO_CAPTURE.parent / "tiny_sam.safetensors").is_file():
-        return MergedConfig(sam=TinySamConfig(points_per_side=8))
+        return MergedConfig(sam=TinySamConfig(points_per_side=8, crop_n_layers=0))
     return RegionsConfig()
 
 
