@@ -119,7 +119,7 @@ class MaskSource:
         """Raises CaptureError when there is nothing to learn a scene from."""
         if len(self.train_dataset) < 2:
             raise CaptureError(
-                f"The training split of {self.get_datapath()} has {len(self.train_dataset)} images; a scene needs two."  # type: ignore[attr-defined]
+                f"The training split of {self.capture_dir} has {len(self.train_dataset)} images; a scene needs two."
             )
 
     # --- names and places ---------------------------------------------------------------------------------------------

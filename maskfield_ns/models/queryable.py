@@ -135,8 +135,8 @@ class QueryableModel:
         Raises:
             WeightsError: the text model of the run cannot be loaded.
         """
-        negatives = tuple(negatives) if negatives else self.config.negatives
-        self._active = ask(self.query_head, phrases, self.text(phrases), self.text(negatives), self.config.decision)
+        against: tuple[str, ...] = tuple(negatives) if negatives else self.config.negatives
+        self._active = ask(self.query_head, phrases, self.text(phrases), self.text(against), self.config.decision)
         return self._active
 
     def add_mask_pictures(self, outputs: Outputs) -> Outputs:

@@ -71,13 +71,13 @@ def neighbours(
     positions: Float[Tensor, "N 3"], known: Bool[Tensor, " N"], k: int = 8
 ) -> tuple[Int[Tensor, " M"], Int[Tensor, "M k"]]:
     """For each of the M points that are not known, its k nearest known ones (fewer if there are fewer)."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     unknown, reference = (~known).nonzero()[:, 0], known.nonzero()[:, 0]
     if not len(unknown) or not len(reference):
         return unknown[:0], reference.new_zeros(0, 1)
     places = positions.detach().cpu().numpy()
     k = min(k, len(reference))
-    _, nearest = cKDTree(places[known.cpu().numpy()]).query(places[unknown.cpu().numpy()], k=k)
+    _, nearest = KDTree(places[known.cpu().numpy()]).query(places[unknown.cpu().numpy()], k=k)
     nearest = torch.from_numpy(nearest).reshape(len(unknown), k).to(reference.device)
     return unknown, reference[nearest]
