@@ -41,3 +41,11 @@ def test_ssim_takes_batches_like_the_metric_it_replaces() -> None:
 
     a, b = torch.rand(2, 1, 3, 30, 40, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(batch_ssim(a, b), SSIM(data_range=1.0, channel=3)(a, b), atol=1e-5, rtol=1e-4)
+
+
+def test_the_ssim_of_the_colour_loss_has_a_gradient() -> None:
+    """splatfacto's loss as it is called, with the rendered picture as second argument."""
+    truth, rendered = torch.rand(2, 1, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    rendered.requires_grad_()
+    (1 - batch_ssim(truth, rendered)).backward()
+    assert rendered.grad is not None and rendered.grad.abs().sum() > 0

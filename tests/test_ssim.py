@@ -34,6 +34,19 @@ def test_value_and_gradient(size: tuple[int, int, int], kind: str) -> None:
     torch.testing.assert_close(ours.grad.double(), theirs.grad, atol=1e-3 * scale + 1e-6, rtol=0)
 
 
+def test_the_gradient_reaches_whichever_picture_wants_it() -> None:
+    """Losses differ in the order of their arguments: splatfacto's has the rendered picture second."""
+    a, b = torch.rand(2, 20, 30, 3, generator=torch.Generator().manual_seed(5))
+    first, second = a.clone().requires_grad_(), a.clone().requires_grad_()
+    ssim(first, b).backward()
+    ssim(b, second).backward()
+    assert first.grad is not None and second.grad is not None
+    assert first.grad.abs().sum() > 0
+    torch.testing.assert_close(first.grad, second.grad)
+    with pytest.raises(ValueError, match="detach"):
+        ssim(first, b.requires_grad_())
+
+
 def test_threads_do_not_change_the_result() -> None:
     image = torch.rand(50, 40, 3, generator=torch.Generator().manual_seed(0))
     before = torch.get_num_threads()

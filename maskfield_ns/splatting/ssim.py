@@ -13,13 +13,13 @@ _SIGMA = 1.5
 
 
 def ssim(image: Float[Tensor, "h w c"], target: Float[Tensor, "h w c"]) -> Float[Tensor, ""]:
-    """Mean structural similarity (Wang et al. 2004) of two pictures in [0, 1]; differentiable in `image`.
+    """Mean structural similarity (Wang et al. 2004) of two pictures in [0, 1]; differentiable in one of them.
 
     Gaussian window of 11 pixels with a standard deviation of 1.5, only where it fits inside, as pytorch_msssim's
     ``ssim(..., data_range=1)``. CPU tensors; on other devices that function is called.
 
     Raises:
-        ValueError: sizes differ, or a side is shorter than the window.
+        ValueError: sizes differ, a side is shorter than the window, or both pictures want a gradient.
     """
     if image.shape != target.shape or image.dim() != 3 or min(image.shape[:2]) < 11:
         raise ValueError(
@@ -30,6 +30,10 @@ def ssim(image: Float[Tensor, "h w c"], target: Float[Tensor, "h w c"]) -> Float
         from pytorch_msssim import ssim as reference
 
         return reference(image.permute(2, 0, 1)[None], target.permute(2, 0, 1)[None], data_range=1.0)
+    if target.requires_grad:  # the same number either way
+        if image.requires_grad:
+            raise ValueError("on a CPU, SSIM is differentiable in one of the two pictures: detach the other")
+        image, target = target, image
     return _Ssim.apply(image.float(), target.float())  # type: ignore[return-value]
 
 
