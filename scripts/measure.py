@@ -118,6 +118,8 @@ class Measure:
             scale /= 2
         folder = self.output / capture.name
         folder.mkdir(exist_ok=True)
+        before = self.known["captures"].get(self._name(capture), {})
+        there = (folder / "cache").exists()
         command = ["maskfield", "extract", "--data", str(capture), "--cache-dir", str(folder / "cache")]
         cache = run_step(
             f"{capture.name}: masks and embeddings",
@@ -130,9 +132,10 @@ class Measure:
             "size": [int(width * scale), int(height * scale)],
             "scale": scale,
             "proposer": self.proposer,
-            "cache": cache.to_json(),
+            # Looking through a cache that is there says nothing about the time it took to make.
+            "cache": before["cache"] if there and "cache" in before else cache.to_json(),
             "versions": installed_versions(),
-            "runs": self.known["captures"].get(self._name(capture), {}).get("runs", {}),
+            "runs": before.get("runs", {}),
         }
 
     def _measure(self, capture: Path, method: str, rule: str, scale: float) -> dict[str, Any]:
