@@ -120,11 +120,11 @@ class MaskfieldModel(QueryableModel, NerfactoModel):
         return outputs
 
     @torch.no_grad()
-    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> Outputs:
-        """One view: nerfacto's outputs and the mask pictures."""
-        outputs = Outputs(super().get_outputs_for_camera(camera, obb_box))
+    def render_view(self, camera: Cameras, obb_box: OrientedBox | None) -> Outputs:
+        """Nerfacto's outputs of one view, with its mask features."""
+        outputs = Outputs(NerfactoModel.get_outputs_for_camera(self, camera, obb_box))
         outputs.features = outputs.pop("features")
-        return self.add_mask_pictures(outputs)
+        return outputs
 
     # --- the mask stage -----------------------------------------------------------------------------------------------
 

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
@@ -21,6 +24,7 @@ from maskfield_ns.models.text import TextEncoder
 from maskfield_ns.queries.decision import DecisionRule
 from maskfield_ns.queries.head import QueryHead, check_checkpoint
 from maskfield_ns.queries.relevancy import CANONICAL_NEGATIVES
+from maskfield_ns.viewer.control import PanelControl
 
 View = Any
 """What a backbone renders a training view's mask grid from: rays (NeRF) or a camera (Gaussians)."""
@@ -98,6 +102,7 @@ class QueryableModel:
         self._stage: MaskStage | None = None
         self._active: ActiveQuery | None = None
         self.text = TextEncoder(metadata.get("embedder_config"))
+        self.maskfield_panel = PanelControl(self)  # found by nerfstudio's viewer, which opens the panel
 
     def check_queries(self, state_dict: dict[str, Tensor], needed: Sequence[str]) -> None:
         """Makes room for a checkpoint's queries and checks that the checkpoint is complete.
@@ -146,6 +151,21 @@ class QueryableModel:
         active = self._active
         outputs.update(mask_pictures(outputs.features, outputs["rgb"], self.query_head, active, self.config.decision))
         return outputs
+
+    @abstractmethod
+    def render_view(self, camera: Cameras, obb_box: OrientedBox | None) -> Outputs:
+        """The backbone's outputs of one view, with its mask features."""
+
+    @torch.no_grad()
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> Outputs:
+        """One view: the backbone's outputs and the mask pictures, or in a viewer the panel's picture."""
+
+        def render() -> Outputs:
+            return self.render_view(camera, obb_box)
+
+        if self.maskfield_panel.shows_this_thread():
+            return self.maskfield_panel.outputs(render, camera, obb_box)
+        return self.add_mask_pictures(render())
 
     # --- the mask stage -----------------------------------------------------------------------------------------------
 

@@ -214,8 +214,8 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
         return outputs
 
     @torch.no_grad()
-    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> Outputs:
-        """One view: splatfacto's outputs and the mask pictures."""
+    def render_view(self, camera: Cameras, obb_box: OrientedBox | None) -> Outputs:
+        """Splatfacto's outputs of one view, with its mask features."""
         self.set_crop(obb_box)
         was_training = self.training
         self.eval()
@@ -224,7 +224,7 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
         finally:
             self.train(was_training)
         outputs.features = outputs.pop("features")
-        return self.add_mask_pictures(outputs)
+        return outputs
 
     # --- the mask stage -----------------------------------------------------------------------------------------------
 

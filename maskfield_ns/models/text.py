@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from maskfield_ns.errors import CheckpointError
@@ -15,7 +16,7 @@ from maskfield_ns.foundation.protocols import TextEmbedder
 
 
 class TextEncoder:
-    """Phrases to unit vectors with the text model a run was trained with.
+    """Phrases to unit vectors with the text model a run was trained with; any thread may ask.
 
     Args:
         config: the run's embedder; None for runs that cannot be queried by text.
@@ -25,6 +26,7 @@ class TextEncoder:
         self.config = config
         self._embedder: TextEmbedder | None = None
         self._known: dict[str, np.ndarray] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, phrases: Sequence[str]) -> Float[Tensor, "T C"]:
         """Unit embeddings of phrases, taken verbatim.
@@ -32,14 +34,30 @@ class TextEncoder:
         Raises:
             CheckpointError: the run has no text model. WeightsError: its weights cannot be had.
         """
-        missing = [p for p in dict.fromkeys(phrases) if p not in self._known]
-        if missing or self._embedder is None:
-            if self._embedder is None:
-                if self.config is None:
-                    raise CheckpointError("this run does not say which text model it was trained with")
-                self._embedder = self.config.setup("cpu")
-            if missing:
-                self._known.update(zip(missing, self._embedder.embed_texts(missing), strict=True))
-        if not phrases:
-            return torch.zeros(0, self._embedder.dim)
-        return torch.from_numpy(np.stack([self._known[p] for p in phrases]))
+        with self._lock:
+            missing = [p for p in dict.fromkeys(phrases) if p not in self._known]
+            embedder = self._loaded() if missing or not phrases else None
+            if missing and embedder is not None:
+                self._known.update(zip(missing, embedder.embed_texts(missing), strict=True))
+            if embedder is not None and not phrases:
+                return torch.zeros(0, embedder.dim)
+            return torch.from_numpy(np.stack([self._known[p] for p in phrases]))
+
+    def picture(self, patch: UInt8[np.ndarray, "H W 3"]) -> Float[Tensor, " C"]:
+        """Unit embedding of an image patch, in the space of the run's queries.
+
+        Raises:
+            CheckpointError: the run has no text model, or one for text only. WeightsError: its weights cannot be had.
+        """
+        with self._lock:
+            embedder = self._loaded()
+            if not hasattr(embedder, "embed_image"):
+                raise CheckpointError("this run's model embeds text only: ask with words")
+            return torch.from_numpy(embedder.embed_image(patch))  # type: ignore[attr-defined]
+
+    def _loaded(self) -> TextEmbedder:
+        if self._embedder is None:
+            if self.config is None:
+                raise CheckpointError("this run does not say which text model it was trained with")
+            self._embedder = self.config.setup("cpu")
+        return self._embedder

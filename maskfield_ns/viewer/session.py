@@ -1,0 +1,493 @@
+"""The panel's logic without its widgets: what is asked, what is selected, and the picture that follows from it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import queue
+import threading
+import traceback
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.utils.rich_utils import CONSOLE
+from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
+from torch import Tensor
+
+from maskfield_ns.errors import MaskfieldError
+from maskfield_ns.models.mask_outputs import Outputs, feature_colours
+from maskfield_ns.queries import decision
+from maskfield_ns.queries.decision import DecisionRule
+from maskfield_ns.queries.likeness import patch_relevancy, thing_at
+from maskfield_ns.queries.memberships import Memberships, memberships
+from maskfield_ns.viewer import compose
+from maskfield_ns.viewer.cache import KeptView, ViewCache, camera_pose, model_state, view_key
+from maskfield_ns.viewer.contents import Thing, full_name, list_things, vocabulary
+from maskfield_ns.viewer.editor import PictureEditor, SceneEditor, Selection, selection_mask
+from maskfield_ns.viewer.phrases import split_phrases
+
+PICTURE = "maskfield"
+"""Name of the output that shows the panel's picture."""
+MAX_PATCH_PIXELS = 40_000_000
+_MIN_PATCH = 8
+"""Pixels per side; less shows nothing."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is being asked; replaced as a whole, never changed."""
+
+    names: tuple[str, ...]
+    """Phrases, or what a patch is called."""
+    vectors: Float[Tensor, "T C"]
+    negatives: Float[Tensor, "K C"] | None
+    """None: the vectors are of image patches."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How answers are made and shown; replaced as a whole, never changed."""
+
+    rule: DecisionRule
+    mode: str = compose.MODES[0]
+    level: int | None = None
+    """Index into LEVELS; None lets all levels have a say."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer to one phrase."""
+
+    name: str
+    score: float
+    found: bool
+    colour: str
+    """As in the pictures, ``#rrggbb``."""
+
+
+class Session:
+    """One viewer's conversation with a model.
+
+    Widgets call the methods below from any thread. Slow work (embedding, exports) runs on one thread of the session's
+    own and never holds the training lock; results arrive in ``changed``.
+
+    Args:
+        model: a QueryableModel.
+        lock: held while the model renders (the viewer's training lock); None where nothing else uses the model.
+        changed: called, from any thread, when the picture or the answers have changed.
+        say: called, from any thread, with one line of plain text for the user.
+        editor: what edits act on.
+        folder: where exports go, each into a folder of its own.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        lock: Any = None,
+        changed: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = lambda text: None,
+        editor: SceneEditor | None = None,
+        folder: Path = Path("maskfield_exports"),
+    ) -> None:
+        self.model, self.changed, self.say, self.folder = model, changed, say, folder
+        self.lock = contextlib.nullcontext() if lock is None else lock
+        self.editor: SceneEditor = PictureEditor(model) if editor is None else editor
+        self.settings = Settings(model.config.decision)
+        self.question: Question | None = None
+        self.selection = Selection()
+        self.things: tuple[Thing, ...] = ()
+        self.ready = False
+        """Whether the text model is loaded."""
+        self.cache = ViewCache()
+        self.last_picture: UInt8[np.ndarray, "H W 3"] | None = None
+        self._asked = 0
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._work, daemon=True, name="maskfield-session").start()
+
+    # --- work in the background ---------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            self._guarded(self._jobs.get())
+
+    def _guarded(self, job: Callable[[], None]) -> None:
+        """Runs a job; whatever goes wrong is said, and nothing else happens."""
+        try:
+            job()
+        except MaskfieldError as error:
+            self.say(str(error))
+        except Exception as error:
+            CONSOLE.print(traceback.format_exc(), markup=False)
+            self.say(f"That did not work: {type(error).__name__}: {error}")
+
+    def later(self, job: Callable[[], None]) -> None:
+        """Queues work for the session's thread."""
+        self._jobs.put(job)
+
+    def settle(self, patience: float = 60.0) -> None:
+        """Waits until everything queued so far is done.
+
+        Raises:
+            TimeoutError: it is not within ``patience`` seconds.
+        """
+        done = threading.Event()
+        self.later(done.set)
+        if not done.wait(patience):
+            raise TimeoutError("the session is still busy")
+
+    def load_text_model(self) -> None:
+        """Loads the text model in the background, and says so."""
+
+        def load() -> None:
+            self.model.text(self.model.config.negatives)
+            self.ready = True
+            self.say("Ready: type what you are looking for.")
+            self.changed()
+            self.model.text(vocabulary())  # names for clicked things
+
+        self.say("Loading the text model …")
+        self.later(load)
+
+    # --- questions ----------------------------------------------------------------------------------------------------
+
+    def ask(self, text: str, negatives: str = "") -> None:
+        """Asks for phrases separated by commas; the answer follows in the background. An empty text takes it back."""
+        self._asked += 1
+        number = self._asked
+        wanted, against = split_phrases(text), split_phrases(negatives)
+
+        def answer() -> None:
+            if number != self._asked:  # the user has typed on
+                return
+            if not wanted.phrases:
+                self.question = None
+                self.say("Type what you are looking for." if self.ready else "Loading the text model …")
+            else:
+                vectors = self.model.text(wanted.phrases)
+                opposed = self.model.text(against.phrases or self.model.config.negatives)
+                self.ready = True
+                self.question = Question(wanted.phrases, vectors, opposed)
+                notes = [part for part in (wanted.note, against.note) if part]
+                self.say("; ".join(notes) or self._verdict())
+            self.changed()
+
+        self.later(answer)
+
+    def ask_patch(self, content: bytes | UInt8[np.ndarray, "H W 3"], name: str) -> None:
+        """Asks for what an image patch shows: an image file's bytes, or pixels."""
+        self._asked += 1
+
+        def answer() -> None:
+            picture = read_picture(content) if isinstance(content, bytes) else content
+            if min(picture.shape[:2]) < _MIN_PATCH:
+                self.say("That patch is too small to show anything.")
+                return
+            self.question = Question((name,), self.model.text.picture(picture)[None], None)
+            self.say(self._verdict())
+            self.changed()
+
+        self.later(answer)
+
+    def scores(self, question: Question) -> Float[Tensor, "T Q"]:
+        """Relevancy of every query of the head, 0 for those of other levels than the chosen one."""
+        head, rule = self.model.query_head, self.settings.rule
+        valid = self.valid()
+        if self.settings.level is not None and head.by_level:
+            valid = valid & (head.levels == self.settings.level)
+        embeddings = head.embeddings.detach()
+        vectors = question.vectors.to(embeddings)
+        if question.negatives is None:
+            return patch_relevancy(embeddings, valid, vectors, rule)
+        return decision.phrase_relevancy(embeddings, valid, vectors, question.negatives.to(embeddings), rule)
+
+    def valid(self) -> Tensor:
+        """[Q] bool: queries of the head that stand for something."""
+        rule = self.settings.rule
+        return self.model.query_head.valid(rule.min_support, rule.min_share)
+
+    def findings(self) -> list[Finding]:
+        """What is known about each phrase asked."""
+        question = self.question
+        if question is None:
+            return []
+        best = self.scores(question).amax(dim=1).tolist()
+        colours = compose.phrase_colours(len(best), torch.device("cpu"))
+        return [
+            Finding(name, score, score >= self.settings.rule.found_threshold, compose.hex_colour(colour))
+            for name, score, colour in zip(question.names, best, colours, strict=True)
+        ]
+
+    def _verdict(self) -> str:
+        if not bool(self.valid().any()):
+            return "Nothing can be found yet: masks are learnt in the last part of the training."
+        findings = self.findings()
+        found = sum(f.found for f in findings)
+        if len(findings) == 1:
+            return "Found." if found else "Not found: nothing in this scene answers well enough."
+        return f"{found} of {len(findings)} found."
+
+    def set(self, **changes: Any) -> None:
+        """Changes settings: ``mode``, ``level``, or fields of the rule (``found_threshold``, ``temperature``, ...)."""
+        own = {k: v for k, v in changes.items() if k in ("mode", "level")}
+        rule = replace(self.settings.rule, **{k: v for k, v in changes.items() if k not in own})
+        self.settings = replace(self.settings, rule=rule, **own)
+        self.changed()
+
+    # --- selecting ----------------------------------------------------------------------------------------------------
+
+    def found_things(self) -> Selection:
+        """What answers the question: everything that is outlined."""
+        question = self.question
+        if question is None:
+            return Selection()
+        selection = Selection()
+        for scores, finding in zip(self.scores(question), self.findings(), strict=True):
+            selection = selection.union(Selection.answering(scores, self.settings.rule, finding.name))
+        return selection
+
+    def select(self, selection: Selection, how: str = "select") -> None:
+        """Makes something the selection, adds it to the selection, or takes it out.
+
+        Args:
+            selection: things.
+            how: "select", "add" or "remove".
+        """
+        if not selection:
+            self.say("There is nothing to select: ask for something that is found, or click on an object.")
+            return
+        if how == "add":
+            selection = self.selection.union(selection)
+        elif how == "remove":
+            selection = self.selection.minus(selection)
+        self.selection = selection
+        self.say("Selected." if selection else "Nothing is selected.")
+        self.changed()
+
+    def clear(self) -> None:
+        """Selects nothing."""
+        self.selection = Selection()
+        self.say("Nothing is selected.")
+        self.changed()
+
+    def thing_under(self, view: Memberships, x: float, y: float) -> Selection:
+        """The thing at a place in a view, x and y from 0 (left, top) to 1."""
+        height, width = view.size
+        row, column = (min(max(int(v * n), 0), n - 1) for v, n in ((y, height), (x, width)))
+        head, level = self.model.query_head, self.settings.level
+        if level is not None and head.by_level:
+            query = int(view.instances(self.valid(), level)[row, column])
+            queries = [query] if query >= 0 else []
+        else:
+            chosen, _ = thing_at(view, row, column, head.embeddings.detach(), self.valid(), self.settings.rule)
+            queries = chosen.nonzero()[:, 0].tolist()
+        return Selection.of(queries, self.name_of(queries))
+
+    def name_of(self, queries: Sequence[int]) -> str:
+        """A name from the list of things if one of them is there, else from the vocabulary."""
+        known = [thing.name for thing in self.things if thing.query in queries]
+        if known or not queries:
+            return known[0] if known else ""
+        if not self.ready:
+            return f"thing {min(queries)}"
+        unit = torch.nn.functional.normalize(self.model.query_head.embeddings.detach()[list(queries)], dim=-1)
+        return full_name(unit.mean(0), self.model.text)
+
+    def click(self, camera: Cameras, x: float, y: float, how: str = "select") -> None:
+        """Selects the thing under a place in the picture of a camera, x and y from 0 (left, top) to 1."""
+        view = self.view_of(camera)
+        thing = self.thing_under(view.memberships, x, y)
+        if thing:
+            self.select(thing, how)
+        else:
+            self.say("There is nothing at this place.")
+
+    # --- pictures -----------------------------------------------------------------------------------------------------
+
+    def view_of(self, camera: Cameras) -> KeptView:
+        """What a camera sees: the largest picture kept of it, else one rendered now (which may wait for training)."""
+        kept = self.cache.largest(camera_pose(camera), self._state())
+        if kept is not None:
+            return kept
+        with self.lock:
+            was_training = self.model.training
+            self.model.eval()
+            try:
+                return self._kept(lambda: self.model.render_view(camera, None), camera, None)
+            finally:
+                self.model.train(was_training)
+
+    def _state(self) -> Hashable:
+        return model_state(self.model), self.editor.version
+
+    @torch.no_grad()
+    def _kept(self, render: Callable[[], Outputs], camera: Cameras, box: Any) -> KeptView:
+        key = view_key(camera, box, self._state())
+        view = self.cache.get(key)
+        if view is None:
+            outputs = render()
+            features = outputs.features
+            shares = memberships(features, self.model.query_head)
+            view = KeptView(dict(outputs), features.half(), shares, camera_pose(camera))
+            self.cache.put(key, view)
+        return view
+
+    @torch.no_grad()
+    def outputs(self, render: Callable[[], Outputs], camera: Cameras, box: Any) -> Outputs:
+        """What the viewer shows of a camera; never raises but to let an interrupted rendering end.
+
+        Args:
+            render: renders the backbone's outputs and mask features, called unless this view is kept.
+            camera: a single camera [1].
+            box: the viewer's crop box, or None.
+        """
+        try:
+            view = self._kept(render, camera, box)
+        except IOChangeException:  # the user has moved on
+            raise
+        except Exception as error:
+            CONSOLE.print(traceback.format_exc(), markup=False)
+            self.say(f"This view cannot be rendered: {error}")
+            size = int(camera.height.item()), int(camera.width.item())
+            grey = torch.full((*size, 3), 0.3, device=self.model.device)
+            return LazyOutputs({PICTURE: grey, "rgb": grey, "depth": grey[..., :1] + 1, "accumulation": grey[..., :1]})
+        outputs = LazyOutputs({PICTURE: self._picture(view)})
+        outputs.update(view.pictures)
+        outputs["mask_features"] = lambda: feature_colours(view.features.float(), self.model.query_head)
+        outputs.features = view.features
+        return outputs
+
+    def _picture(self, view: KeptView) -> Float[Tensor, "H W 3"]:
+        try:
+            picture = self.compose(view)
+        except IOChangeException:
+            raise
+        except Exception as error:
+            CONSOLE.print(traceback.format_exc(), markup=False)
+            self.say(f"This question cannot be shown: {type(error).__name__}: {error}")
+            picture = view.pictures["rgb"].clamp(0, 1)
+        self.last_picture = (picture * 255).byte().cpu().numpy()
+        return picture
+
+    @torch.no_grad()
+    def compose(self, view: KeptView) -> Float[Tensor, "H W 3"]:
+        """The picture of a view in the chosen mode, in 0..1."""
+        settings, question, selection = self.settings, self.question, self.selection
+        shares = view.memberships
+        rgb = self.editor.paint(view.pictures["rgb"].float().clamp(0, 1), shares)
+        if settings.mode == "Photo" or not shares.by_level:
+            return rgb
+        if settings.mode == "Instances":
+            table = compose.phrase_colours(self.model.query_head.num_queries, rgb.device)
+            return compose.class_picture(shares.instances(self.valid(), settings.level), table)
+        heat = owner = None
+        if question is not None:
+            scores = self.scores(question)
+            heat = shares.heat(scores, settings.rule, settings.level)
+            masks = decision.phrase_masks(heat.movedim(0, -1), scores, settings.rule)
+            owner = decision.phrase_map(masks, heat.movedim(0, -1))
+        selected = selection_mask(shares, selection, self.model) if selection else None
+        if settings.mode == "Relevancy heat map":
+            picture = rgb if heat is None else compose.heat_picture(rgb, heat.amax(0))
+        elif settings.mode == "Class map":
+            empty = torch.full(shares.size, -1, dtype=torch.long, device=rgb.device)
+            colours = compose.phrase_colours(len(question.names) if question else 1, rgb.device)
+            picture = compose.class_picture(empty if owner is None else owner, colours)
+        elif settings.mode == "Object alone":
+            if selected is not None:
+                return compose.alone(rgb, selected)
+            return rgb if owner is None else compose.alone(rgb, owner >= 0)
+        else:
+            picture = rgb
+            if owner is not None and question is not None:
+                picture = compose.tinted(rgb, owner, compose.phrase_colours(len(question.names), rgb.device))
+        if selected is not None:
+            colour = rgb.new_tensor([compose.SELECTED])
+            picture = compose.tinted(picture, selected.long() - 1, colour, strength=0.25)
+        return picture
+
+    # --- edits and files ----------------------------------------------------------------------------------------------
+
+    def edit(self, action: str, *arguments: Any) -> None:
+        """Runs ``tint``, ``delete`` or ``undo`` of the editor in the background, on the selection."""
+
+        def run() -> None:
+            selection = self.selection
+            if action != "undo" and not selection:
+                self.say("Select something first.")
+                return
+            before = () if action == "undo" else (selection,)
+            said = getattr(self.editor, action)(*before, *arguments)
+            if action == "delete":
+                self.selection = Selection()
+            self.say(said if action == "undo" else f"{selection.name}: {said}.")
+            self.changed()
+
+        self.later(run)
+
+    def export(self, stamp: str) -> None:
+        """Exports the selection in the background into a new folder."""
+
+        def run() -> None:
+            if not self.selection:
+                self.say("Select something first.")
+                return
+            self.say(self.editor.export(self.selection, self.folder / stamp))
+
+        self.later(run)
+
+    def list_things(self, cameras: Sequence[Cameras], phrases: Sequence[str] = ()) -> None:
+        """Makes the list of what the scene contains, in the background.
+
+        Args:
+            cameras: views to look from, single cameras [1].
+            phrases: names to choose from; the packaged vocabulary by default.
+        """
+
+        def run() -> None:
+            self.say("Listing what the scene contains …")
+            views = [self.view_of(camera).memberships for camera in cameras]
+            self.things = tuple(list_things(self.model, self.settings, views, phrases))
+            self.say(f"{len(self.things)} things listed." if self.things else "No things to list yet.")
+            self.changed()
+
+        self.later(run)
+
+
+class LazyOutputs(Outputs):
+    """Outputs some of which are made only when they are looked at."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        value: Any = super().__getitem__(name)
+        if callable(value):
+            value = value()
+            self[name] = value
+        return value
+
+
+def read_picture(content: bytes) -> UInt8[np.ndarray, "H W 3"]:
+    """RGB pixels of an image file somebody uploaded.
+
+    Raises:
+        MaskfieldError: no image, or a gigantic one.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP", "BMP")) as picture:
+            if picture.width * picture.height > MAX_PATCH_PIXELS:
+                raise MaskfieldError(f"the picture has more than {MAX_PATCH_PIXELS // 10**6} million pixels")
+            picture.draft("RGB", (1024, 1024))
+            upright = ImageOps.exif_transpose(picture) or picture
+            upright = upright.convert("RGB")
+            upright.thumbnail((1024, 1024))
+            return np.array(upright)
+    except MaskfieldError:
+        raise
+    except Exception as error:  # whatever a decoder makes of bytes from outside
+        raise MaskfieldError("this file cannot be read as a picture (PNG, JPEG, WebP and BMP can)") from error
