@@ -1,4 +1,4 @@
-"""``maskfield``: extract masks ahead of training, query a trained run, run the demo, score benchmarks."""
+"""``maskfield``: extract masks, query, edit and export trained runs, run the demo, score benchmarks."""
 
 from __future__ import annotations
 
@@ -54,12 +54,99 @@ class Query:
     """At most this many views, evenly spread; 0: all."""
     scale: float = 1.0
     """Of the picture size, e.g. 0.5 for half."""
+    export: str = ""
+    """Files to write into the output folder too, with commas between: *.json gets boxes, centroids and volumes of what
+    was found, *.ply its Gaussians (or points), *mesh.ply a triangle mesh. E.g. boxes.json,object.ply"""
 
     def run(self) -> None:
         """Answers the phrases."""
         from maskfield_ns.commands.query import query
 
-        query(self.load_config, self.text, self.output, self.negatives, self.split, self.max_views, self.scale)
+        arguments = (self.load_config, self.text, self.output, self.negatives, self.split, self.max_views, self.scale)
+        query(*arguments, [name.strip() for name in self.export.split(",") if name.strip()])
+
+
+@dataclass
+class Edit:
+    """Edit a trained scene without training: an edit is added to those kept beside the run (edits.json)."""
+
+    load_config: Path
+    """config.yml of the run (or its folder)."""
+    action: Literal["tint", "delete", "extract", "move", "duplicate", "insert"] | None = None
+    """What to do; without it the edits are listed."""
+    text: str | None = None
+    """What to do it to: a phrase."""
+    queries: tuple[int, ...] = ()
+    """Or: queries of the scene (``maskfield export`` lists them in objects.json)."""
+    level: Literal["auto", "subpart", "part", "whole"] = "auto"
+    """Mask level of the phrase."""
+    colour: tuple[float, float, float] | None = None
+    """Of a tint: red, green and blue from 0 to 1."""
+    strength: float = 0.8
+    """Of a tint, 0 to 1."""
+    translation: tuple[float, float, float] | None = None
+    """Of a move, duplicate or insert, in scene units."""
+    at: tuple[float, float, float] | None = None
+    """Instead: where the thing is put down (its lowest point), scene coordinates."""
+    rotation: float = 0.0
+    """Degrees, about the thing's middle."""
+    axis: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    """Axis of the rotation; by default up."""
+    scale: float = 1.0
+    """About the thing's middle."""
+    copy: int | None = None
+    """Only this copy: 0 the original, k the one that edit number k made."""
+    source: Path | None = None
+    """Of an insert: a .ply of Gaussians, or another radiance field's run (with --text or --queries for what of it)."""
+    undo: bool = False
+    """Take the last edit back."""
+    clear: bool = False
+    """Take all edits back."""
+    bake: Path | None = None
+    """Write the edited Gaussians as a .ply."""
+    preview: Path | None = None
+    """Write a picture of the edited scene."""
+
+    def run(self) -> None:
+        """Edits."""
+        from maskfield_ns.commands.edit import Request, edit
+
+        how: dict[str, object] = {"copy": self.copy} if self.copy is not None else {}
+        if self.action == "tint":
+            how |= {"colour": self.colour, "strength": self.strength}
+        if self.action in ("move", "duplicate", "insert"):
+            how |= {"translation": self.translation, "at": self.at, "rotation": self.rotation}
+            how |= {"axis": self.axis, "scale": self.scale}
+        if self.action == "insert":
+            how["source"] = self.source
+        chosen = (self.load_config, self.text, self.queries, self.level)
+        edit(Request(*chosen, self.action, how, self.undo, self.clear, self.bake, self.preview))
+
+
+@dataclass
+class Export:
+    """Write what a trained run holds: Gaussians with instance numbers, a .ply per thing, boxes."""
+
+    load_config: Path
+    """config.yml of the run (or its folder); config_edited.yml for the edited scene."""
+    output: Path = Path("maskfield_export")
+    """Folder for the files."""
+    text: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A phrase to write a .ply for; give --text several times for several."""
+    queries: tuple[int, ...] = ()
+    """Queries of the scene to write a .ply for (numbers as in objects.json)."""
+    level: Literal["auto", "subpart", "part", "whole"] = "auto"
+    """Mask level of the phrases."""
+    frame: Literal["scene", "capture"] = "scene"
+    """Coordinates of .ply files: nerfstudio's (as ns-export writes), or the capture's own."""
+    mesh: bool = False
+    """Also write a triangle mesh of each thing."""
+
+    def run(self) -> None:
+        """Exports."""
+        from maskfield_ns.commands.export import export
+
+        export(self.load_config, self.output, self.text, self.queries, self.level, self.frame, self.mesh)
 
 
 @dataclass
@@ -180,6 +267,8 @@ class Bench:
 Command = Union[  # noqa: UP007 (subcommands are annotated members)
     Annotated[Extract, tyro.conf.subcommand("extract")],
     Annotated[Query, tyro.conf.subcommand("query")],
+    Annotated[Edit, tyro.conf.subcommand("edit")],
+    Annotated[Export, tyro.conf.subcommand("export")],
     Annotated[Demo, tyro.conf.subcommand("demo")],
     Annotated[Score, tyro.conf.subcommand("score")],
     Annotated[Bench, tyro.conf.subcommand("bench")],

@@ -25,5 +25,17 @@ class SplatError(MaskfieldError):
     """Gaussians cannot be rendered: values that are not finite, or tensors of the wrong shape, type or device."""
 
 
+class SelectionError(MaskfieldError):
+    """Nothing can be selected like this: no such thing, or a selection of another scene."""
+
+
+class EditError(MaskfieldError):
+    """An edit cannot be made, read or written."""
+
+
+class PlyError(MaskfieldError):
+    """A .ply file is not what it should be."""
+
+
 class BenchmarkError(MaskfieldError):
     """A benchmark scene, its labels or predictions for it are missing, incomplete or inconsistent."""

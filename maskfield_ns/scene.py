@@ -1,29 +1,39 @@
-"""Public Python API: open a trained run, ask it for things by name.
+"""Public Python API: open a trained run, ask it for things, measure, edit and export them.
 
 scene = Scene.load("outputs/.../config.yml")
-answer, = scene.query(["red mug"])
+(answer,) = scene.query("red mug")
 if answer.found:
     view = scene.render(scene.cameras("test")[0], [answer])
-    view.masks["red mug"]      # bool [H, W]
+    view.masks["red mug"]                              # bool [H, W]
+    scene.measure(answer.selection).oriented_box()     # where it is
+    scene.edit("tint", answer.selection, colour=(0, 0.4, 1))
+    scene.export("mug.ply", answer.selection)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from maskfield_ns.errors import CheckpointError, MaskfieldError
+from maskfield_ns.errors import CheckpointError, MaskfieldError, SelectionError
 
 if TYPE_CHECKING:
     import torch
     from nerfstudio.cameras.cameras import Cameras
     from nerfstudio.engine.trainer import TrainerConfig
 
+    from maskfield_ns.editing.answers import Measured
+    from maskfield_ns.editing.edits import EditList
+    from maskfield_ns.editing.frames import CaptureFrame
+    from maskfield_ns.editing.objects import SceneObject
+    from maskfield_ns.editing.selection import Selection
+    from maskfield_ns.editing.selector import Level, Selector
     from maskfield_ns.models.mask_outputs import ActiveQuery
 
 CONFIG_NAME = "config.yml"
@@ -31,11 +41,13 @@ CONFIG_NAME = "config.yml"
 
 @dataclass(frozen=True)
 class Answer:
-    """What a scene says to one phrase."""
+    """What a scene says to one phrase, picture or pixel."""
 
     phrase: str
+    """The phrase; "picture" or "pixel (row, column)" otherwise."""
     score: float
-    """LERF relevancy of the best query, in [0, 1]; 0.5 is a tie with the best negative."""
+    """LERF relevancy of the best query, in [0, 1]; 0.5 is a tie with the best negative. Of a pixel: how surely it
+    belongs to the query."""
     found: bool
     """Whether the score reaches the measured threshold: False means nothing in the scene answers."""
     queries: tuple[int, ...]
@@ -45,6 +57,20 @@ class Answer:
     """
     negatives: tuple[str, ...]
     """What the phrase was measured against."""
+    scores: Any = field(default=None, repr=False, compare=False)
+    """Relevancy of every query of the scene: float tensor [Q]."""
+    _select: Callable[[], Selection] | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def selection(self) -> Selection:
+        """What answers, in 3D; worked out at first use.
+
+        Raises:
+            SelectionError: nothing was found.
+        """
+        if self._select is None:
+            raise SelectionError(f'the answer to "{self.phrase}" does not come from an opened scene')
+        return self._select()
 
 
 @dataclass(frozen=True)
@@ -115,36 +141,224 @@ class Scene:
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
-    def query(self, phrases: str | Sequence[str], negatives: Sequence[str] | None = None) -> list[Answer]:
-        """Asks for things by name; each phrase is answered on its own.
+    def query(
+        self,
+        phrases: str | Sequence[str] | None = None,
+        negatives: Sequence[str] | None = None,
+        *,
+        image: UInt8[np.ndarray, "H W 3"] | None = None,
+        pixel: tuple[NamedCamera | Cameras, int, int] | None = None,
+        level: Level = "auto",
+    ) -> list[Answer]:
+        """Asks for things by name, by picture or by pixel; each question is answered on its own.
 
         Args:
-            phrases: taken verbatim (no prompt template).
+            phrases: one or several, taken verbatim (no prompt template).
             negatives: what relevancy is measured against; LERF's canonical phrases by default.
+            image: a picture of what is looked for (a crop of a photograph).
+            pixel: camera, row and column: the thing seen there.
+            level: only things of this mask level (subpart, part, whole); "auto": all levels together.
+
+        Returns:
+            An answer per phrase; of a picture or a pixel, one.
 
         Raises:
-            ValueError: a phrase is empty.
+            ValueError: not exactly one kind of question, or a phrase is empty.
+            SelectionError: no such level, or the pixel is outside the picture.
             WeightsError: the run's text model cannot be loaded.
         """
+        if sum(question is not None for question in (phrases, image, pixel)) != 1:
+            raise ValueError("ask for phrases, an image or a pixel: exactly one of them")
+        against = tuple(negatives or self.model.config.negatives)
+        selector = self.selector
+        if image is not None:
+            scores = selector.image_scores(np.asarray(image), against)
+            return [self._answer("picture", scores, against, level)]
+        if pixel is not None:
+            return [self._pixel_answer(*pixel, level)]
+        assert phrases is not None
         phrases = [phrases] if isinstance(phrases, str) else list(phrases)
         if not phrases or not all(p.strip() for p in phrases):
             raise ValueError("a query needs at least one phrase, and no phrase may be empty")
-        active = self.model.ask(phrases, negatives)
-        return self._answers(active, tuple(negatives or self.model.config.negatives))
+        active: ActiveQuery = self.model.ask(phrases, negatives)
+        return [
+            self._answer(phrase, scores, against, level)
+            for phrase, scores in zip(active.phrases, active.scores, strict=True)
+        ]
 
-    def _answers(self, active: ActiveQuery, negatives: tuple[str, ...]) -> list[Answer]:
+    def _answer(self, name: str, scores: torch.Tensor, negatives: tuple[str, ...], level: Level) -> Answer:
         from maskfield_ns.queries.decision import select_queries
 
-        rule = self.model.config.decision
-        selected = select_queries(active.scores, rule)
-        answers = []
-        for phrase, scores, chosen, found in zip(
-            active.phrases, active.scores, selected, active.found(rule), strict=True
-        ):
-            order = scores.argsort(descending=True)
-            queries = tuple(int(q) for q in order if chosen[q])
-            answers.append(Answer(phrase, float(scores.max()), bool(found), queries, negatives))
-        return answers
+        rule, selector = self.model.config.decision, self.selector
+        scores = scores * selector.of_level(level)
+        (chosen,) = select_queries(scores[None], rule)
+        queries = tuple(int(q) for q in scores.argsort(descending=True) if chosen[q])
+        best = float(scores.max())
+        return Answer(
+            name,
+            best,
+            best >= rule.found_threshold,
+            queries,
+            negatives,
+            scores,
+            lambda: selector.belonging_to(scores, name, level),
+        )
+
+    def _pixel_answer(self, camera: NamedCamera | Cameras, row: int, column: int, level: Level) -> Answer:
+        import torch
+
+        view = camera.camera if isinstance(camera, NamedCamera) else camera
+        selector, count = self.selector, self.model.query_head.num_queries
+        name = f"pixel ({row}, {column})"
+        scores = torch.zeros(count, device=self.device)
+        try:
+            features, point = selector.look_at(view, row, column)
+            query = selector.query_at(features, level)
+        except SelectionError as error:
+            if not (0 <= row < int(view.height.item()) and 0 <= column < int(view.width.item())):
+                raise
+            reason = str(error)
+
+            def nothing() -> Selection:
+                raise SelectionError(reason)
+
+            return Answer(name, 0.0, False, (), (), scores, nothing)
+        scores[query] = 1.0
+        sure = float(self.model.query_head.probabilities(features[None])[0, query])
+        return Answer(name, sure, True, (query,), (), scores, lambda: selector.features(features, point, level, name))
+
+    def objects(self, vocabulary: Sequence[str] | None = None) -> list[SceneObject]:
+        """What the scene contains, largest first: queries named by the best phrase of a vocabulary.
+
+        Args:
+            vocabulary: phrases to name things by; a list of everyday nouns by default.
+
+        Raises:
+            ValueError: the vocabulary is empty. WeightsError: the run's text model cannot be loaded.
+        """
+        from maskfield_ns.editing.objects import list_objects
+
+        return list_objects(self.selector, vocabulary)
+
+    # --- things in 3D -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def selector(self) -> Selector:
+        """Makes selections; see :class:`maskfield_ns.editing.selector.Selector`."""
+        from maskfield_ns.editing.selector import Selector
+
+        return Selector(self.model, self.pipeline.datamanager.train_dataset.cameras)
+
+    @cached_property
+    def frame(self) -> CaptureFrame:
+        """Scene coordinates to the capture's own and back."""
+        from maskfield_ns.editing.frames import CaptureFrame
+
+        return CaptureFrame.of(self.pipeline.datamanager)
+
+    def select(
+        self, what: str | int | Sequence[int] | SceneObject | Answer, level: Level = "auto", name: str | None = None
+    ) -> Selection:
+        """What belongs to a phrase, to queries, to an object of :meth:`objects` or to an answer, in 3D.
+
+        Raises:
+            SelectionError: nothing does.
+        """
+        if isinstance(what, Answer):
+            chosen = what.selection
+        elif isinstance(what, str):
+            chosen = self.selector.text(what, level=level)
+        elif isinstance(what, (int, np.integer)):
+            chosen = self.selector.queries([int(what)])
+        elif isinstance(what, Sequence):
+            chosen = self.selector.queries(what)
+        else:
+            chosen = self.selector.queries([what.query], what.name)
+        return chosen if name is None else chosen.named(name)
+
+    def measure(self, selection: Selection | Answer) -> Measured:
+        """Boxes, centroid, volume, points, mesh of a selection and its mask in any camera."""
+        from maskfield_ns.editing.answers import Measured
+
+        chosen = selection.selection if isinstance(selection, Answer) else selection
+        return Measured(chosen, self.selector, self.frame)
+
+    @property
+    def edits(self) -> EditList:
+        """The edits that are shown."""
+        from maskfield_ns.editing.apply import edits_of
+
+        return edits_of(self.model)
+
+    @edits.setter
+    def edits(self, edits: EditList | None) -> None:
+        """Shows other edits. Errors as :func:`maskfield_ns.editing.apply.set_edits`."""
+        from maskfield_ns.editing.apply import set_edits
+
+        set_edits(self.model, edits)
+
+    def edit(self, kind: str, selection: Selection | Answer | None = None, **how: Any) -> EditList:
+        """Adds an edit and shows it.
+
+        Args:
+            kind: "tint" (``colour``, ``strength``), "delete", "extract", "move" or "duplicate" (``transform``, or
+                ``translation``, ``rotation`` in degrees about ``axis``, ``scale``, all about the thing's centre, or
+                ``at``: where its lowest point goes), "insert" (``source``, ``transform``, ``selection``).
+            selection: what is edited.
+            how: as above; ``copy`` picks one copy of a duplicated thing.
+
+        Raises:
+            EditError: it makes no sense. PlyError, CheckpointError: something inserted cannot be opened.
+        """
+        from maskfield_ns.editing.making import make_edit
+
+        chosen = selection.selection if isinstance(selection, Answer) else selection
+        self.edits = self.edits.then(make_edit(self, kind, chosen, **how))
+        return self.edits
+
+    def undo(self) -> EditList:
+        """Takes the last edit back.
+
+        Raises:
+            EditError: there is none.
+        """
+        self.edits = self.edits.undone()
+        return self.edits
+
+    def save_edits(self) -> Path:
+        """Keeps the edits beside the run: ``edits.json``, and ``config_edited.yml`` that nerfstudio's commands open
+        to show them (``ns-render``, ``ns-viewer``). Returns the path of the latter.
+
+        Raises:
+            MaskfieldError: the run's folder cannot be written.
+        """
+        from maskfield_ns.editing.making import save_edits
+
+        return save_edits(self)
+
+    def export(
+        self,
+        path: Path | str,
+        selection: Selection | Answer | None = None,
+        frame: Literal["scene", "capture"] = "scene",
+    ) -> int:
+        """Writes a selection (or, of Gaussians, the whole edited scene) as .ply, or its measures as .json.
+
+        Args:
+            path: ``*.ply`` Gaussians or points of a field, ``*mesh.ply`` a triangle mesh, ``*.json`` boxes.
+            selection: what; None: everything.
+            frame: coordinates of a .ply: the scene's, or the capture's own.
+
+        Returns:
+            How many Gaussians, points, triangles or objects were written.
+
+        Raises:
+            MaskfieldError: another file name, nothing to write, or the file cannot be written.
+        """
+        from maskfield_ns.editing.making import export
+
+        chosen = selection.selection if isinstance(selection, Answer) else selection
+        return export(self, Path(path), chosen, frame)
 
     # --- views --------------------------------------------------------------------------------------------------------
 
@@ -171,11 +385,11 @@ class Scene:
 
         Mask features are rendered once however many answers there are.
         """
-        from maskfield_ns.models.mask_outputs import answer_view, ask
+        from maskfield_ns.models.mask_outputs import answer_view
 
         view = camera.camera if isinstance(camera, NamedCamera) else camera
         model = self.model
-        outputs = model.get_outputs_for_camera(view)
+        outputs = model.render_view(view)
         rgb = (outputs["rgb"].clamp(0, 1) * 255).round().byte().cpu().numpy()
         depth = outputs["depth"][..., 0].float().cpu().numpy()
         height, width = depth.shape
@@ -184,13 +398,27 @@ class Scene:
         class_map = np.full((height, width), -1)
         if answers:
             phrases = [a.phrase for a in answers]
-            negatives = model.text(answers[0].negatives)
-            active = ask(model.query_head, phrases, model.text(phrases), negatives, model.config.decision)
+            active = self._active(answers)
             result = answer_view(outputs.features, model.query_head, active, None, model.config.decision)
             masks = dict(zip(phrases, result.masks, strict=True))
             heat = dict(zip(phrases, result.relevancy, strict=True))
             class_map = result.classes
         return RenderedView(rgb, depth, masks, heat, class_map)
+
+    def _active(self, answers: Sequence[Answer]) -> ActiveQuery:
+        """What is needed to draw answers."""
+        import torch
+
+        from maskfield_ns.models.mask_outputs import ActiveQuery, ask
+
+        phrases = tuple(a.phrase for a in answers)
+        if all(a.scores is not None for a in answers):
+            scores = torch.stack([a.scores for a in answers])
+            nothing = torch.zeros(0, self.model.query_head.embeddings.shape[-1], device=scores.device)
+            return ActiveQuery(phrases, scores, nothing, nothing)
+        model = self.model
+        negatives = model.text(answers[0].negatives)
+        return ask(model.query_head, phrases, model.text(phrases), negatives, model.config.decision)
 
     @property
     def device(self) -> torch.device:

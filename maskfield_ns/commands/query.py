@@ -36,8 +36,19 @@ def query(
     split: str,
     max_views: int,
     scale: float,
+    exports: Sequence[str] = (),
 ) -> None:
     """Answers phrases in some views and writes pictures and ``answers.json`` into ``output``.
+
+    Args:
+        load_config: the run.
+        phrases: what to ask for.
+        output: folder.
+        negatives: what relevancy is measured against; empty for the run's.
+        split: views to answer in.
+        max_views: at most this many; 0 for all.
+        scale: of the picture size.
+        exports: names of .json and .ply files with what was found in 3D.
 
     Raises:
         MaskfieldError: no phrase, an empty one, no such run, or the output cannot be written.
@@ -46,6 +57,9 @@ def query(
         raise MaskfieldError('give at least one phrase, e.g. --text "red mug", and no empty one')
     if scale <= 0 or max_views < 0:
         raise MaskfieldError("--scale must be above 0, and --max-views 0 (all) or more")
+    wrong = [name for name in exports if Path(name).suffix not in (".json", ".ply") or Path(name).name != name]
+    if wrong:
+        raise MaskfieldError(f"--export takes names of .json and .ply files in the output folder, not {wrong[0]}")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -88,6 +102,34 @@ def query(
     )
     print(f"pictures: {output / 'contact_sheet.png'} and one overlay and mask per phrase and view")
     print(f"scores: {output / 'answers.json'}")
+    _export(scene, [answer for answer in answers if answer.found], output, exports)
+
+
+def _export(scene: Scene, found: Sequence[Answer], output: Path, names: Sequence[str]) -> None:
+    """Writes what was found in 3D."""
+    if not names:
+        return
+    if not found:
+        print("nothing was found: nothing is exported")
+        return
+    from maskfield_ns.commands.export import write_things
+    from maskfield_ns.editing.exporting import boxes_json, export_mesh
+
+    things = [scene.measure(answer) for answer in found]
+    for name in names:
+        path = output / name
+        if path.suffix == ".json":
+            run = {"config": str(scene.config_path), "step": scene.step}
+            write_json(path, boxes_json(things, scene.frame, run))
+            print(f"boxes: {path}")
+        elif path.stem.endswith("mesh"):
+            taken: set[str] = set()
+            for thing in things:
+                own = "" if len(things) == 1 else f"_{slug(thing.selection.name, taken)}"
+                target = output / f"{path.stem}{own}.ply"
+                print(f"mesh: {target} ({export_mesh(thing, target)} triangles)")
+        else:
+            write_things(things, output, "scene", False, path.stem)
 
 
 def _write_view(

@@ -73,7 +73,9 @@ class MaskfieldModel(QueryableModel, NerfactoModel):
             CheckpointError: written by another version, lacking weights, or resumed with another embedder.
         """
         self.check_queries(state_dict, ("mask_field.", "field.", "proposal_networks."))
-        return super().load_state_dict(state_dict, strict=strict, **kwargs)
+        result = super().load_state_dict(state_dict, strict=strict, **kwargs)
+        self.open_edit_file()
+        return result
 
     def load_base(self, tensors: dict[str, Tensor]) -> None:
         """Takes over the radiance field of a base run, its proposal networks and camera corrections.
@@ -106,6 +108,8 @@ class MaskfieldModel(QueryableModel, NerfactoModel):
         """Colours while training; in evaluation also ``features`` [R, D], the rendered mask features."""
         if self.training:
             return super().get_outputs(ray_bundle)
+        if self.edits is not None:
+            return self.edits.outputs(self, ray_bundle)
         ray_samples, weights, parts = self._sample(ray_bundle)
         top, positions = self._heaviest(ray_samples, weights)
         outputs = {
@@ -120,8 +124,8 @@ class MaskfieldModel(QueryableModel, NerfactoModel):
         return outputs
 
     @torch.no_grad()
-    def render_view(self, camera: Cameras, obb_box: OrientedBox | None) -> Outputs:
-        """Nerfacto's outputs of one view, with its mask features."""
+    def render_view(self, camera: Cameras, obb_box: OrientedBox | None = None) -> Outputs:
+        """Nerfacto's outputs of one view, with its mask features, edits applied."""
         outputs = Outputs(NerfactoModel.get_outputs_for_camera(self, camera, obb_box))
         outputs.features = outputs.pop("features")
         return outputs

@@ -47,6 +47,8 @@ class QueryableConfig:
     """Phrases shown as relevancy_i and composited_i by ns-viewer, ns-render and ns-eval."""
     negatives: tuple[str, ...] = CANONICAL_NEGATIVES
     """Phrases that relevancy is measured against."""
+    edit_file: str | None = None
+    """Edits (edits.json of ``maskfield edit``) shown when the run is opened; training ignores them."""
     base_run: Path | None = None
     """config.yml (or run folder, or checkpoint) of a trained nerfacto or splatfacto run to attach masks to: its colours
     and geometry are taken over and stay as they are; only the mask stage is trained."""
@@ -62,6 +64,8 @@ class QueryableModel:
     config: Any
     query_head: QueryHead
     text: TextEncoder
+    edits: Any = None
+    """What :func:`maskfield_ns.editing.apply.set_edits` has put there; read when rendering, never in a checkpoint."""
 
     base_config: type
     """nerfstudio's config class of the radiance field that masks can be attached to."""
@@ -132,6 +136,18 @@ class QueryableModel:
                 "training and this machine had tiny-cuda-nn (train with the torch implementation to be independent)"
             )
 
+    def open_edit_file(self) -> None:
+        """Shows the edits that the config names; called when weights have been loaded.
+
+        Raises:
+            EditError: the file cannot be read, or was made in another run.
+        """
+        if self.config.edit_file and self._metadata.get("mask_views") is None:
+            from maskfield_ns.editing.apply import set_edits
+            from maskfield_ns.editing.edits import EditList
+
+            set_edits(self, EditList.load(Path(self.config.edit_file)))
+
     # --- queries ------------------------------------------------------------------------------------------------------
 
     def ask(self, phrases: Sequence[str], negatives: Sequence[str] | None = None) -> ActiveQuery:
@@ -153,7 +169,7 @@ class QueryableModel:
         return outputs
 
     @abstractmethod
-    def render_view(self, camera: Cameras, obb_box: OrientedBox | None) -> Outputs:
+    def render_view(self, camera: Cameras, obb_box: OrientedBox | None = None) -> Outputs:
         """The backbone's outputs of one view, with its mask features."""
 
     @torch.no_grad()

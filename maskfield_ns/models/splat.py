@@ -91,7 +91,9 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
         """
         self.check_queries(state_dict, ("gauss_params.",))
         self.load_gaussians({k.removeprefix("gauss_params."): v for k, v in state_dict.items() if "gauss_params." in k})
-        return torch.nn.Module.load_state_dict(self, state_dict, strict=strict, **kwargs)
+        result = torch.nn.Module.load_state_dict(self, state_dict, strict=strict, **kwargs)
+        self.open_edit_file()
+        return result
 
     def load_gaussians(self, tensors: dict[str, Tensor]) -> None:
         """Takes Gaussians over; ``mask_features`` may be missing (they become 0).
@@ -135,9 +137,14 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
 
     # --- rendering ----------------------------------------------------------------------------------------------------
 
-    def _activated(self, chosen: Tensor | None = None) -> dict[str, Tensor]:
+    def shown_gaussians(self) -> Any:
+        """What is rendered: the Gaussians, or in evaluation what the edits make of them; as ``gauss_params``."""
+        return self.gauss_params if self.training or self.edits is None else self.edits.params(self.gauss_params)
+
+    def _activated(self, chosen: Tensor | None = None, shown: Any = None) -> dict[str, Any]:
         """What the rasteriser wants, of all or some Gaussians."""
-        raw = {name: self.gauss_params[name] for name in ("means", "quats", "scales", "opacities")}
+        shown = self.gauss_params if shown is None else shown
+        raw = {name: shown[name] for name in ("means", "quats", "scales", "opacities")}
         if chosen is not None:
             raw = {name: tensor[chosen] for name, tensor in raw.items()}
         opacities = torch.sigmoid(raw["opacities"]).squeeze(-1)
@@ -148,9 +155,9 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
             "opacities": opacities,
         }
 
-    def _colours(self, chosen: Tensor | None) -> tuple[Tensor, int | None]:
+    def _colours(self, chosen: Tensor | None, shown: Any) -> tuple[Tensor, int | None]:
         """Colours or coefficients, and the degree of spherical harmonics to use (None: plain colours)."""
-        dc, rest = self.gauss_params["features_dc"], self.gauss_params["features_rest"]
+        dc, rest = shown["features_dc"], shown["features_rest"]
         if chosen is not None:
             dc, rest = dc[chosen], rest[chosen]
         if self.config.sh_degree == 0:
@@ -163,9 +170,9 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
         """One view of a camera [1]; in evaluation with ``features`` [H, W, channels]."""
         training = self.training
         pose = self.camera_optimizer.apply_to_camera(camera) if training else camera.camera_to_worlds
-        chosen = None
+        shown, chosen = self.shown_gaussians(), None
         if self.crop_box is not None and not training:
-            chosen = self.crop_box.within(self.means).squeeze(-1).nonzero()[:, 0]
+            chosen = self.crop_box.within(shown["means"]).squeeze(-1).nonzero()[:, 0]
         factor = self._get_downscale_factor()
         camera.rescale_output_resolution(1 / factor)
         width, height = int(camera.width.item()), int(camera.height.item())
@@ -173,8 +180,8 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
         camera.rescale_output_resolution(factor)
         viewmat = world_to_camera(pose)
         self.last_size = (height, width)
-        gaussians = self._activated(chosen)
-        colours, degree = self._colours(chosen)
+        gaussians = self._activated(chosen, shown)
+        colours, degree = self._colours(chosen, shown)
         depth_wanted = self.config.output_depth_during_training or not training
         image, alpha, self.info = rasterize(
             **gaussians,
@@ -203,9 +210,7 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
             outputs["depth"] = torch.where(alpha[0] > 0, depth, depth.detach().amax().clamp(min=1e-3))
         if not training:
             outputs["background"] = background.expand(height, width, 3)
-            features = (
-                self.gauss_params["mask_features"] if chosen is None else self.gauss_params["mask_features"][chosen]
-            )
+            features = shown["mask_features"] if chosen is None else shown["mask_features"][chosen]
             view = prepare_view(
                 **gaussians, viewmat=viewmat[0], K=intrinsics[0], width=width, height=height,
                 rasterize_mode=self.config.rasterize_mode,
@@ -214,8 +219,8 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
         return outputs
 
     @torch.no_grad()
-    def render_view(self, camera: Cameras, obb_box: OrientedBox | None) -> Outputs:
-        """Splatfacto's outputs of one view, with its mask features."""
+    def render_view(self, camera: Cameras, obb_box: OrientedBox | None = None) -> Outputs:
+        """Splatfacto's outputs of one view, with its mask features, edits applied."""
         self.set_crop(obb_box)
         was_training = self.training
         self.eval()
@@ -253,6 +258,18 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
             return self.camera_optimizer.apply_to_camera(camera).detach()
         finally:
             self.train(was_training)
+
+    @torch.no_grad()
+    def prepared_view(self, camera: Cameras) -> PreparedView:
+        """The Gaussians as trained (no edits), as a camera [1] sees them."""
+        return prepare_view(
+            **self._activated(),
+            viewmat=world_to_camera(camera.camera_to_worlds.to(self.device))[0],
+            K=camera.get_intrinsics_matrices()[0].to(self.device),
+            width=int(camera.width.item()),
+            height=int(camera.height.item()),
+            rasterize_mode=self.config.rasterize_mode,
+        )
 
     @torch.no_grad()
     def _view(self, view: int, look: Look) -> PreparedView:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from maskfield_ns.errors import CheckpointError
 from maskfield_ns.foundation.config import EmbedderConfig
-from maskfield_ns.foundation.protocols import TextEmbedder
+from maskfield_ns.foundation.protocols import RegionEmbedder
 
 
 class TextEncoder:
@@ -24,7 +24,7 @@ class TextEncoder:
 
     def __init__(self, config: EmbedderConfig | None) -> None:
         self.config = config
-        self._embedder: TextEmbedder | None = None
+        self._embedder: RegionEmbedder | None = None
         self._known: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
 
@@ -55,7 +55,7 @@ class TextEncoder:
                 raise CheckpointError("this run's model embeds text only: ask with words")
             return torch.from_numpy(embedder.embed_image(patch))  # type: ignore[attr-defined]
 
-    def _loaded(self) -> TextEmbedder:
+    def _loaded(self) -> RegionEmbedder:
         if self._embedder is None:
             if self.config is None:
                 raise CheckpointError("this run does not say which text model it was trained with")

@@ -43,12 +43,16 @@ class Panel:
     Args:
         viewer: nerfstudio's viewer, still being constructed.
         model: the QueryableModel that it shows.
-        editor: what edits act on; by default pictures only.
+        editor: what edits act on; by default the scene.
     """
 
     def __init__(self, viewer: Viewer, model: Any, editor: SceneEditor | None = None) -> None:
         self.viewer, self.model, self.server = viewer, model, viewer.viser_server
         folder = viewer.log_filename.parent / "maskfield_exports"
+        if editor is None:
+            from maskfield_ns.viewer.scene_editor import ModelEditor
+
+            editor = ModelEditor(model, viewer.pipeline.datamanager, viewer.train_lock)
         self.session = Session(model, viewer.train_lock, self.refresh, self.show_status, editor, folder)
         self._typing: threading.Timer | None = None
         self._build()

@@ -1,0 +1,180 @@
+"""Edits of scenes made of Gaussians: rows are left out, recoloured, moved and added, and rendered as any others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskfield_ns.editing.edits import Change, EditList, Layer, tint_matrix
+from maskfield_ns.editing.harmonics import C0, rotation_of_band
+from maskfield_ns.editing.selection import GaussianSelection
+from maskfield_ns.editing.similarity import Similarity, quaternion
+from maskfield_ns.errors import EditError
+
+Params = Mapping[str, Tensor]
+"""Gaussians before activation, as splatfacto keeps them: means, quats (w first), scales (log), opacities (logit),
+features_dc, features_rest, and our mask_features."""
+
+_PAINT_LIMIT = 1e-3
+"""Colours stay this far from 0 and 1 where they are kept as logits."""
+
+
+class EditedGaussians:
+    """What a model renders instead of its Gaussians: ``model.edits``. A plain holder, in no checkpoint.
+
+    Args:
+        edits: the list.
+        model: a maskfield-splat model.
+
+    Raises:
+        EditError: the edits do not fit the model. PlyError: an inserted .ply cannot be read.
+    """
+
+    def __init__(self, edits: EditList, model: Any) -> None:
+        edits.check(model)
+        self.list, self.layers = edits, edits.layers
+        self._plain = model.config.sh_degree == 0
+        self._inserted = {
+            layer.source: _from_ply(Path(layer.source), model) for layer in edits.layers if layer.source is not None
+        }
+        self._key: Any = None
+        self._result: dict[str, Tensor] = {}
+        self._sources: Tensor | None = None
+
+    def params(self, own: Params) -> dict[str, Tensor]:
+        """The edited Gaussians; kept until the scene's own change.
+
+        Raises:
+            EditError: the scene has another number of Gaussians than when the edits were made.
+        """
+        key = tuple((tensor.data_ptr(), tensor._version, len(tensor)) for tensor in own.values())
+        if key != self._key:
+            self._result, self._sources = self._apply(own)
+            self._key = key
+        return self._result
+
+    def sources(self, own: Params) -> Tensor:
+        """Per edited Gaussian the index it has in the scene, or -1 for one that was inserted."""
+        self.params(own)
+        assert self._sources is not None
+        return self._sources
+
+    @torch.no_grad()
+    def _apply(self, own: Params) -> tuple[dict[str, Tensor], Tensor]:
+        parts, sources = [], []
+        for layer in self.layers:
+            base = own if layer.source is None else self._inserted[layer.source]
+            part, rows = layered(base, layer, self._plain)
+            parts.append(part)
+            sources.append(rows if layer.source is None else torch.full_like(rows, -1))
+        device = own["means"].device
+        if not parts:
+            return {name: tensor[:0] for name, tensor in own.items()}, torch.zeros(0, dtype=torch.long, device=device)
+        joined = {name: torch.cat([part[name].to(device) for part in parts]) for name in own}
+        return joined, torch.cat([s.to(device) for s in sources])
+
+
+@torch.no_grad()
+def layered(base: Params, layer: Layer, plain: bool) -> tuple[dict[str, Tensor], Tensor]:
+    """The Gaussians of one layer, and the row of ``base`` that each comes from.
+
+    Args:
+        base: Gaussians of the layer's source.
+        layer: what is done to them.
+        plain: colours are logits (``sh_degree`` 0), not spherical harmonics.
+    """
+    count = len(base["means"])
+    shown = np.ones(count, bool)
+    tints: list[tuple[np.ndarray, Change]] = []
+    for change in layer.changes:
+        selection = change.selection
+        if not isinstance(selection, GaussianSelection) or selection.count != count:
+            raise EditError(f'"{selection.name}" was selected in another scene, or its training has gone on since')
+        if change.kind == "keep":
+            shown &= selection.mask
+        elif change.kind == "remove":
+            shown &= ~selection.mask
+            shown[selection.fringe] = False
+        else:
+            tints.append((selection.mask, change))
+    rows = torch.from_numpy(shown.nonzero()[0]).to(base["means"].device)
+    result = {name: tensor.detach()[rows] for name, tensor in base.items()}
+    for mask, change in tints:
+        chosen = torch.from_numpy(mask[shown]).to(rows.device)
+        _tint(result, chosen, tint_matrix(change.colour, change.strength), plain)
+    return transformed(result, layer.transform), rows
+
+
+def transformed(params: Params, transform: Similarity) -> dict[str, Tensor]:
+    """Gaussians after a similarity; colours turn along, so that they look the same from a camera that turns along."""
+    result = dict(params)
+    if transform.is_identity:
+        return result
+    means = result["means"]
+    rotation = torch.from_numpy(transform.rotation).to(means)
+    shift = torch.from_numpy(transform.translation).to(means)
+    result["means"] = transform.scale * means @ rotation.T + shift
+    result["scales"] = result["scales"] + float(np.log(transform.scale))
+    turn = torch.from_numpy(quaternion(transform.rotation)).to(means)
+    result["quats"] = quaternion_product(turn, result["quats"])
+    rest, start, degree = result["features_rest"].clone(), 0, 1
+    while start < rest.shape[1]:
+        size = 2 * degree + 1
+        matrix = torch.from_numpy(rotation_of_band(degree, transform.rotation)).to(rest)
+        rest[:, start : start + size] = torch.einsum("ij,njc->nic", matrix, rest[:, start : start + size])
+        start, degree = start + size, degree + 1
+    result["features_rest"] = rest
+    return result
+
+
+def quaternion_product(a: Tensor, b: Tensor) -> Tensor:
+    """The rotation b and then a, as quaternions (w, x, y, z)."""
+    aw, ax, ay, az = a.unbind(-1)
+    bw, bx, by, bz = b.unbind(-1)
+    return torch.stack(
+        [
+            aw * bw - ax * bx - ay * by - az * bz,
+            aw * bx + ax * bw + ay * bz - az * by,
+            aw * by - ax * bz + ay * bw + az * bx,
+            aw * bz + ax * by - ay * bx + az * bw,
+        ],
+        dim=-1,
+    )
+
+
+def _tint(params: dict[str, Tensor], chosen: Tensor, matrix: np.ndarray, plain: bool) -> None:
+    dc, rest = params["features_dc"], params["features_rest"]
+    paint = torch.from_numpy(matrix).to(dc)
+    if plain:
+        colours = (torch.sigmoid(dc[chosen]) @ paint.T).clamp(_PAINT_LIMIT, 1 - _PAINT_LIMIT)
+        dc[chosen] = torch.logit(colours)
+        return
+    offset = (paint.sum(dim=1) - 1) * 0.5 / C0  # harmonics are relative to mid grey, and the tint acts on colours
+    dc[chosen] = dc[chosen] @ paint.T + offset
+    rest[chosen] = rest[chosen] @ paint.T
+
+
+def _from_ply(path: Path, model: Any) -> dict[str, Tensor]:
+    """Gaussians of a file in the form of a model's own."""
+    from maskfield_ns.editing.ply import read_gaussians
+
+    read = read_gaussians(path)
+    own = model.gauss_params
+    device, count = own["means"].device, len(read["means"])
+    wanted = own["features_rest"].shape[1]
+    rest = read["features_rest"][:, :wanted]
+    rest = np.concatenate([rest, np.zeros((count, wanted - rest.shape[1], 3), np.float32)], axis=1)
+    dc = read["features_dc"]
+    if model.config.sh_degree == 0:
+        colours = np.clip(0.5 + C0 * dc, _PAINT_LIMIT, 1 - _PAINT_LIMIT)
+        dc = np.log(colours / (1 - colours))
+    arrays = {**read, "features_dc": dc, "features_rest": rest}
+    tensors = {k: torch.from_numpy(np.ascontiguousarray(arrays[k])).float() for k in arrays if k in own}
+    # Things of another scene mean nothing to this scene's queries.
+    tensors["mask_features"] = torch.zeros(count, own["mask_features"].shape[1])
+    return {name: tensors[name].to(device) for name in own}
