@@ -237,8 +237,9 @@ def refuse_foreign_pages() -> None:
     viser 0.2.7 ignores (no upstream issue known). Requests that say so are accepted from the address they ask for only;
     a proxy in front may name that address in X-Forwarded-Host. Programs, which send no Origin, are not concerned.
     """
-    from viser.infra import _infra
+    from viser.infra import _infra as module
 
+    _infra: Any = module  # names that viser does not export
     if hasattr(_infra.websockets, "_is_maskfield_patch"):
         return
     genuine = _infra.websockets

@@ -129,7 +129,7 @@ class MaskSource:
         """The capture's folder."""
         if self.capture is not None:
             return self.capture.folder
-        path = Path(self.get_datapath())
+        path = Path(self.get_datapath())  # type: ignore[attr-defined]
         return path.parent if path.is_file() else path
 
     @property

@@ -116,12 +116,12 @@ class Measured:
         Raises:
             SelectionError: nothing solid was found.
         """
-        from scipy.spatial import cKDTree
+        from scipy.spatial import KDTree
 
         vertices, faces = self.solid.mesh()
         if not len(faces):
             raise SelectionError(f'"{self.selection.name}" is too thin or too hidden to be carved into a solid')
-        _, nearest = cKDTree(self.cloud.points).query(vertices)
+        _, nearest = KDTree(self.cloud.points).query(vertices)
         return vertices, faces, self.cloud.colours[nearest]
 
     def instances(self) -> list[Int[np.ndarray, " N"]]:

@@ -135,7 +135,7 @@ def smoothed(
         chosen: what is selected so far.
         relevancy: in units of the threshold; from 0.4 to 1.25 counts as doubtful.
     """
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     if chosen.sum() < 3 or len(points) <= _NEIGHBOURS:
         return chosen
@@ -145,7 +145,7 @@ def smoothed(
     doubtful = around[(relevancy[around] > 0.4) & (relevancy[around] < 1.25)]
     if not len(doubtful) or len(around) <= _NEIGHBOURS:
         return chosen
-    _, index = cKDTree(points[around]).query(points[doubtful], k=_NEIGHBOURS + 1)
+    _, index = KDTree(points[around]).query(points[doubtful], k=_NEIGHBOURS + 1)
     share = chosen[around][index[:, 1:]].mean(axis=1)
     result = chosen.copy()
     result[doubtful[share >= 0.75]] = True
@@ -155,7 +155,7 @@ def smoothed(
 
 def touching(points: Points, members: Bool[np.ndarray, " N"], width: Float[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
     """What is not selected, not much wider than the thing's own Gaussians, and within reach of one of them."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     result = np.zeros(len(points), bool)
     if not members.any():
@@ -165,7 +165,7 @@ def touching(points: Points, members: Bool[np.ndarray, " N"], width: Float[np.nd
     around = ((points >= low) & (points <= high)).all(axis=1) & ~members & (width <= _OVERSIZE * typical)
     candidates = around.nonzero()[0]
     if len(candidates):
-        distance, _ = cKDTree(points[members]).query(points[candidates], distance_upper_bound=3 * typical)
+        distance, _ = KDTree(points[members]).query(points[candidates], distance_upper_bound=3 * typical)
         result[candidates[np.isfinite(distance)]] = True
     return result
 

@@ -117,12 +117,12 @@ def pieces(points: Points, reach: Float[np.ndarray, " N"] | None = None) -> Int[
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     if len(points) < 3:
         return np.zeros(len(points), np.int64)
     count = min(_NEIGHBOURS + 1, len(points))
-    distance, index = cKDTree(points).query(points, k=count)
+    distance, index = KDTree(points).query(points, k=count)
     typical = _REACH * float(np.median(distance[:, min(8, count - 1)]))
     limit = np.full(index.shape, typical)
     if reach is not None:

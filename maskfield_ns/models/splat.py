@@ -201,8 +201,9 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
             )
         background = self._get_background_color().to(image.device)
         rgb = (image[0, ..., :3] + (1 - alpha[0]) * background).clamp(0, 1)
-        if self.config.use_bilateral_grid and training and "cam_idx" in (camera.metadata or {}):
-            rgb = self._apply_bilateral_grid(rgb[None], camera.metadata["cam_idx"], height, width)[0]
+        metadata = camera.metadata or {}
+        if self.config.use_bilateral_grid and training and "cam_idx" in metadata:
+            rgb = self._apply_bilateral_grid(rgb[None], metadata["cam_idx"], height, width)[0]
         outputs: dict[str, Any] = {"rgb": rgb, "depth": None, "accumulation": alpha[0], "background": background}
         if depth_wanted:
             depth = image[0, ..., 3:4]
