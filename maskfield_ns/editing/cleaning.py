@@ -146,7 +146,7 @@ def smoothed(
     if not len(doubtful) or len(around) <= _NEIGHBOURS:
         return chosen
     _, index = KDTree(points[around]).query(points[doubtful], k=_NEIGHBOURS + 1)
-    share = chosen[around][index[:, 1:]].mean(axis=1)
+    share = chosen[around][np.asarray(index)[:, 1:]].mean(axis=1)
     result = chosen.copy()
     result[doubtful[share >= 0.75]] = True
     result[doubtful[share <= 0.25]] = False

@@ -128,7 +128,8 @@ def pieces(points: Points, reach: Float[np.ndarray, " N"] | None = None) -> Int[
     if reach is not None:
         limit = np.maximum(limit, reach[:, None] + reach[index])
     row, column = np.nonzero(distance <= limit)
-    links = coo_matrix((np.ones(len(row), bool), (row, index[row, column])), shape=(len(points), len(points)))
+    shape = (len(points), len(points))
+    links = coo_matrix((np.ones(len(row), bool), (row, np.asarray(index)[row, column])), shape=shape)
     _, label = connected_components(links, directed=False)
     order = np.argsort(-np.bincount(label), kind="stable")
     rank = np.empty_like(order)
