@@ -172,7 +172,7 @@ class SamConfig(MaskGeneratorConfig):
 class TinySamConfig(MaskGeneratorConfig):
     """The embedded SAM: the same classes in a small configuration, weights in the package, trained on renderings."""
 
-    points_per_side: int = 12
+    points_per_side: int = 16
     """Point prompts along each side of the picture; their number is the square of it."""
     points_per_batch: int = 64
     """Prompts decoded at once: memory against speed, no effect on the masks."""
@@ -188,6 +188,8 @@ class TinySamConfig(MaskGeneratorConfig):
     """Drop masks whose stability times predicted IoU is not above this."""
     min_region_area: int = 20
     """Holes and islands of fewer pixels than this (in the picture, reduced) are filled or removed."""
+    overlap_thresh: float = 0.85
+    """Drop a mask that overlaps a better one of its level by more than this IoU."""
     inner_thresh: float = 1.0
     """Drop a mask that lies inside another of its level (see MaskGeneratorConfig); 1: keep nested masks."""
     weights: Path | None = None
@@ -239,7 +241,7 @@ class RegionsConfig(ProposerConfig):
 class MergedConfig(ProposerConfig):
     """Embedded SAM and graph-based regions together; of near-duplicates SAM's mask is kept."""
 
-    sam: TinySamConfig = TinySamConfig(crop_n_layers=0, inner_thresh=0.5)
+    sam: TinySamConfig = TinySamConfig(points_per_side=12, crop_n_layers=0, overlap_thresh=0.8, inner_thresh=0.5)
     """The embedded SAM; without crops, because regions find small things at a tenth of the cost."""
     regions: RegionsConfig = RegionsConfig()
     """The graph-based regions."""
