@@ -1,6 +1,6 @@
-"""The viewer as a person uses it: a headless browser opens a trained run, types, and clicks.
+"""The viewer as a person uses it: a headless browser opens a run, types, and clicks.
 
-The tests touch nothing but the page; Python only trains the run, puts the camera in front of the scene and says where
+The tests touch nothing but the page; Python only makes the run, puts the camera in front of the scene and says where
 the thing is that must light up. Without a browser they are skipped, but never in CI.
 """
 
@@ -12,16 +12,13 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from browser import Browser, find_browser
 from PIL import Image
-from runs import make_small_demo, small_config, train
+from made_run import make_run
 
-from maskfield_ns.foundation.config import RegionsConfig
 from maskfield_ns.models.mask_outputs import answer_view
 from maskfield_ns.scene import Scene
 from maskfield_ns.viewer.panel import Panel
@@ -31,7 +28,7 @@ pytestmark = [
     pytest.mark.skipif(find_browser() is None and not os.environ.get("CI"), reason="no browser is installed"),
 ]
 
-PHRASE, ABSENT = "wooden table", "zebra"
+PHRASE, ABSENT = "green mug", "zebra"
 
 
 @dataclass
@@ -85,10 +82,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     from nerfstudio.utils.eval_utils import eval_setup
 
     folder = tmp_path_factory.mktemp("browser")
-    capture = make_small_demo(folder / "capture", frames=10, held_out=(3, 8))
-    config = small_config(capture, folder / "runs", "run", colour_steps=150, mask_steps=25)
-    config.pipeline.datamanager.proposer = RegionsConfig()  # good enough for a table, and fast
-    run = train(config)
+    run = make_run(folder)
     config, pipeline, _, step = eval_setup(run, test_mode="test")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -99,12 +93,11 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     with Browser(1000, 640) as browser:
         browser.until(lambda: control.panel is not None and control.panel.viewer.ready, "the viewer")
         panel = control.panel
-        panel.viewer.control_panel._max_res.value = 128  # a NeRF on a CPU
+        panel.viewer.control_panel._max_res.value = 256  # pixels: enough to see, and quick
         browser.open(f"http://127.0.0.1:{port}")
         client = browser.until(lambda: next(iter(panel.server.get_clients().values()), None), "a client")
-        nearest = panel.viewer.camera_handles[0]
         with client.atomic():
-            client.camera.position, client.camera.wxyz = nearest.position, nearest.wxyz
+            client.camera.position, client.camera.look_at = (0.0, -9.0, 7.0), (0.0, 0.0, 0.0)
         browser.press("Hide Train Cams")
         browser.until(lambda: browser.shows("Ready") or browser.shows("Nothing can be found"), "the text model")
         yield Shown(browser, panel, Scene(pipeline, run, step), port)
@@ -115,9 +108,9 @@ def test_typing_lights_up_the_thing(shown: Shown) -> None:
     shown.browser.type_into("Find", PHRASE)  # and neither Enter nor a button
     shown.browser.until(lambda: shown.browser.shows("Found."), "the answer")
     changed, thing = shown.changed(before), shown.answer(PHRASE)
-    assert 0.02 < thing.mean() < 0.9, "the thing must be in sight, and not everything"
+    assert 0.003 < thing.mean() < 0.3, "the thing must be in sight, and not everything"
     assert changed[thing].mean() > 0.7
-    assert changed[~thing].mean() < 0.15
+    assert changed[~thing].mean() < 0.02
     listed = shown.browser.text()
     assert PHRASE in listed
 
@@ -138,16 +131,13 @@ def test_a_click_selects_the_object_and_dragging_still_turns_the_view(shown: Sho
     browser = shown.browser
     before = shown.settled_picture()
     thing = shown.answer(PHRASE)
-    rows, columns = np.nonzero(thing)
-    row, column = rows[len(rows) // 2], columns[len(rows) // 2]
+    row, column = (int(np.median(places)) for places in np.nonzero(thing))
     left, top, _, _ = browser.canvas()
-    browser.click_at(left + int(column), top + int(row))
+    browser.click_at(left + column, top + row)
     browser.until(lambda: browser.shows("Selected"), "the selection")
     changed = shown.changed(before)
-    around = np.zeros_like(thing)
-    around[max(0, row - 3) : row + 4, max(0, column - 3) : column + 4] = True
-    assert changed[around].mean() > 0.5, "what was clicked is marked"
-    assert changed.mean() < 0.95
+    assert changed[thing].mean() > 0.5, "what was clicked is marked"
+    assert changed[~thing].mean() < 0.02, "and nothing else"
 
     browser.press("clear")
     browser.until(lambda: browser.shows("Nothing is selected"), "the cleared selection")
@@ -173,5 +163,3 @@ def test_the_viewer_listens_to_this_machine_only(shown: Shown) -> None:
     for address in addresses - {"127.0.0.1", "127.0.1.1"}:
         with pytest.raises(OSError, match=r"refused|unreachable|timed out"):
             socket.create_connection((str(address), shown.port), timeout=3).close()
-    assert torch.is_grad_enabled()
-    assert Path(shown.scene.config_path).is_file()
