@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from browser import Browser, find_browser
-from PIL import Image
 from made_run import make_run
+from PIL import Image
 
 from maskfield_ns.models.mask_outputs import answer_view
 from maskfield_ns.scene import Scene
