@@ -18,7 +18,7 @@ from maskfield_ns.editing.carving import Solid, votes
 from maskfield_ns.editing.edits import EditList, Layer, tint_matrix
 from maskfield_ns.editing.selection import FieldSelection, Selection
 from maskfield_ns.editing.similarity import Similarity
-from maskfield_ns.editing.survey import SurveyView, surface_points
+from maskfield_ns.editing.survey import SurveyView
 from maskfield_ns.errors import EditError
 from maskfield_ns.fields.mask_field import render_features, unit_cube_positions
 from maskfield_ns.models.queryable import cell_index
@@ -89,11 +89,21 @@ def soft_membership(
 
 @torch.no_grad()
 def field_mask(model: Any, selection: FieldSelection, camera: Cameras) -> Bool[np.ndarray, "H W"]:
-    """Pixels of a camera [1] that show the selection."""
-    outputs = model.render_view(camera)
-    points = surface_points(model, camera, outputs)
-    inside = soft_membership(model, selection, points, outputs.features) >= 0.5
-    return (inside & (outputs["accumulation"][..., 0] >= 0.5)).cpu().numpy()
+    """Pixels of a camera [1] that show the selection: most of what their rays collect belongs to it."""
+    rays = camera.generate_rays(camera_indices=0, keep_shape=True)
+    height, width = rays.origins.shape[:2]
+    flat, parts = rays.flatten(), []
+    for start in range(0, height * width, model.config.eval_num_rays_per_chunk):
+        bundle = flat[start : start + model.config.eval_num_rays_per_chunk]
+        if model.collider is not None:
+            bundle = model.collider(bundle)
+        samples, _, _ = model.proposal_sampler(bundle, density_fns=model.density_fns)
+        density, _ = model.field.get_density(samples)
+        weights = samples.get_weights(density)[..., 0]
+        inside = soft_membership(model, selection, samples.frustums.get_positions())
+        opacity = weights.sum(dim=-1)
+        parts.append(((weights * inside).sum(dim=-1) > 0.5 * opacity) & (opacity >= 0.5))
+    return torch.cat(parts).reshape(height, width).cpu().numpy()
 
 
 class EditedField:
