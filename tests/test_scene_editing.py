@@ -345,6 +345,16 @@ def test_edits_of_another_kind_of_scene_are_refused(scenes: dict[str, Scene]) ->
         gaussians.edit("delete", stale)
 
 
+def test_edits_end_when_a_training_changes_the_gaussians(splats: Scene) -> None:
+    """Not with an error: that would end the viewer's render thread."""
+    scene = gaussian_scene(splats.config_path.parent)
+    before = scene.render(scene.cameras("test")[1]).rgb
+    scene.edit("delete", scene.select("ball"))
+    fewer = {name: tensor.detach()[:-5] for name, tensor in scene.model.gauss_params.items()}
+    scene.model.load_gaussians(fewer)
+    assert np.abs(scene.render(scene.cameras("test")[1]).rgb.astype(int) - before).mean() < 3
+
+
 # --- exporting and composing ------------------------------------------------------------------------------------------
 
 

@@ -100,6 +100,7 @@ def field_scene(folder: Path) -> Scene:
         num_proposal_iterations=1,
         num_proposal_samples_per_ray=(96,),
         num_nerf_samples_per_ray=48,
+        samples_per_ray=24,
         proposal_net_args_list=[{"hidden_dim": 8, "log2_hashmap_size": 6, "num_levels": 2, "max_res": 16}],
         use_appearance_embedding=False,
         background_color="black",

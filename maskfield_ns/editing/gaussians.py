@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from maskfield_ns.editing.edits import Change, EditList, Layer, tint_matrix
@@ -42,16 +43,22 @@ class EditedGaussians:
         self._inserted = {
             layer.source: _from_ply(Path(layer.source), model) for layer in edits.layers if layer.source is not None
         }
+        self._count, self._told = len(model.gauss_params["means"]), False
         self._key: Any = None
         self._result: dict[str, Tensor] = {}
         self._sources: Tensor | None = None
 
-    def params(self, own: Params) -> dict[str, Tensor]:
+    def params(self, own: Params) -> Params:
         """The edited Gaussians; kept until the scene's own change.
 
-        Raises:
-            EditError: the scene has another number of Gaussians than when the edits were made.
+        While a training adds and removes Gaussians, edits made before say nothing about them: the scene is then shown
+        as it is (an error would end the viewer's render thread).
         """
+        if len(own["means"]) != self._count:
+            if not self._told:
+                CONSOLE.print("Edits are not shown any more: the training has changed the number of Gaussians since.")
+            self._told = True
+            return own
         key = tuple((tensor.data_ptr(), tensor._version, len(tensor)) for tensor in own.values())
         if key != self._key:
             self._result, self._sources = self._apply(own)
@@ -60,8 +67,9 @@ class EditedGaussians:
 
     def sources(self, own: Params) -> Tensor:
         """Per edited Gaussian the index it has in the scene, or -1 for one that was inserted."""
-        self.params(own)
-        assert self._sources is not None
+        shown = self.params(own)
+        if shown is own or self._sources is None:
+            return torch.arange(len(own["means"]), device=own["means"].device)
         return self._sources
 
     @torch.no_grad()

@@ -55,13 +55,17 @@ class Selector:
     def __init__(self, model: Any, cameras: Cameras) -> None:
         self.model, self.cameras = model, cameras
         self._survey: list[SurveyView] | None = None
+        self._surveyed: Any = None
         self._owned: tuple[Any, np.ndarray] | None = None
 
     @property
     def survey(self) -> list[SurveyView]:
         """The scene's surfaces; rendered at first use (seconds; a minute for a field on a CPU)."""
-        if self._survey is None:
+        # A training may go on between two selections.
+        state = tuple((p.data_ptr(), p._version) for p in self.model.parameters())
+        if self._survey is None or self._surveyed != state:
             self._survey = take_survey(self.model, self.cameras)
+            self._surveyed = state
         return self._survey
 
     @property

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from torch import Tensor
 
-MAX_VIEWS = 24
+GAUSSIAN_VIEWS, FIELD_VIEWS = 24, 16
 """Views of a survey, evenly spread over the training views."""
 GAUSSIAN_SIDE, FIELD_SIDE = 160, 96
 """Pixels along the longer side of a survey's views."""
@@ -64,17 +64,20 @@ def project(camera: Cameras, points: Float[Tensor, "N 3"]) -> tuple[Tensor, Tens
     return cy - fy * local[:, 1] / safe, cx + fx * local[:, 0] / safe, depth
 
 
-def take_survey(model: Any, cameras: Cameras, max_views: int = MAX_VIEWS, side: int | None = None) -> list[SurveyView]:
+def take_survey(
+    model: Any, cameras: Cameras, max_views: int | None = None, side: int | None = None
+) -> list[SurveyView]:
     """Renders some of a run's cameras, small and without lens distortion, of the scene as it was trained.
 
     Args:
         model: a maskfield model.
         cameras: the training views' [N].
         max_views: this many, evenly spread; all if there are fewer.
-        side: pixels along the longer side; by default more for Gaussians, which render faster.
+        side: pixels along the longer side. Both are by default more for Gaussians, which render faster.
     """
     gaussian = hasattr(model, "gauss_params")
     side = side or (GAUSSIAN_SIDE if gaussian else FIELD_SIDE)
+    max_views = max_views or (GAUSSIAN_VIEWS if gaussian else FIELD_VIEWS)
     chosen = np.unique(np.linspace(0, len(cameras) - 1, min(max_views, len(cameras))).round().astype(int))
     views = []
     with unedited(model):
