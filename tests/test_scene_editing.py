@@ -164,10 +164,7 @@ def look_sideways() -> object:
     return camera
 
 
-def test_a_moved_thing_can_be_clicked(scene: Scene, request: pytest.FixtureRequest) -> None:
-    if not scene.selector.gaussian:
-        reason = "known defect: of a moved thing in a radiance field, deleting what a click selects leaves a part"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+def test_a_moved_thing_can_be_clicked(scene: Scene) -> None:
     scene.edit("move", scene.select("ball"), translation=(0.0, 0.45, 0.1))
     camera = scene.cameras("test")[2]
     seen = is_colour(scene.render(camera).rgb, "ball")
