@@ -25,7 +25,7 @@ from scipy import ndimage
 from maskfield_ns.evaluation.labels import LabelledCapture
 from maskfield_ns.queries import decision
 from maskfield_ns.scene import Scene
-from maskfield_ns.viewer.editor import selection_mask
+from maskfield_ns.viewer.selection import selection_mask
 from maskfield_ns.viewer.session import PICTURE, Session
 
 SIZES = ((320, 240), (480, 360), (960, 720))
@@ -68,7 +68,7 @@ def latency(scene: Scene, repeats: int) -> list[dict]:
 
         def ask(text: str, session: Session = session) -> None:
             session.ask(text)
-            session.settle()
+            session.worker.settle()
 
         def phrase(text: str, camera: Any = views[0]) -> None:
             ask(text)
@@ -129,7 +129,7 @@ def success(scene: Scene, labels: LabelledCapture, scale: float) -> dict:
     report: dict[str, Any] = {"texts": [], "clicks": [], "absent": []}
     for name, camera, phrase, mask in evenly(texts, CASES):
         session.ask(phrase)
-        session.settle()
+        session.worker.settle()
         view = session.view_of(camera)
         assert session.question is not None
         scores = session.scores(session.question)
@@ -148,7 +148,7 @@ def success(scene: Scene, labels: LabelledCapture, scale: float) -> dict:
         report["clicks"].append({"view": name, "object": label.name, "iou": iou(selected, mask)})
     for phrase in ABSENT:
         session.ask(phrase)
-        session.settle()
+        session.worker.settle()
         (finding,) = session.findings()
         report["absent"].append({"phrase": phrase, "score": finding.score, "found": finding.found})
     return report

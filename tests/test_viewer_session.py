@@ -27,8 +27,9 @@ from maskfield_ns.queries.head import QueryHead
 from maskfield_ns.queries.memberships import memberships
 from maskfield_ns.viewer.cache import ViewCache, camera_pose, model_state
 from maskfield_ns.viewer.compose import MODES
+from maskfield_ns.viewer.patches import read_picture
 from maskfield_ns.viewer.phrases import MAX_LENGTH, MAX_PHRASES, panel_text, split_phrases
-from maskfield_ns.viewer.session import PICTURE, Session, read_picture
+from maskfield_ns.viewer.session import PICTURE, Session
 
 H, W = 24, 32
 WORDS = {"duck": 0, "mug": 1, "table": 2, "object": 7}
@@ -121,7 +122,7 @@ class Show:
 
     def ask(self, text: str) -> None:
         self.session.ask(text)
-        self.session.settle()
+        self.session.worker.settle()
 
 
 @pytest.fixture
@@ -303,10 +304,10 @@ def test_negatives_threshold_and_level_matter(show: Show) -> None:
     show.session.set(found_threshold=0.35, temperature=2.0)
     assert show.session.findings()[0].score < score
     show.session.ask("duck", negatives="duck, object")
-    show.session.settle()
+    show.session.worker.settle()
     assert show.session.findings()[0].score == pytest.approx(0.5)
     show.session.ask("duck")
-    show.session.settle()
+    show.session.worker.settle()
     show.session.set(level=1)
     assert (show.model.query_head.levels[list(show.session.found_things().queries)] == 1).all()
     show.picture()
@@ -314,11 +315,11 @@ def test_negatives_threshold_and_level_matter(show: Show) -> None:
 
 def test_fast_typing_asks_only_the_last(show: Show) -> None:
     gate = threading.Event()
-    show.session.later(lambda: gate.wait(10) and None)
+    show.session.worker.later(lambda: gate.wait(10) and None)
     for text in ("d", "du", "duc", "duck"):
         show.session.ask(text)
     gate.set()
-    show.session.settle()
+    show.session.worker.settle()
     assert [call for call in show.model.text.calls if call != ("object",)] == [("duck",)]
 
 
@@ -459,12 +460,12 @@ def png(colour: tuple[int, int, int], size: tuple[int, int] = (20, 20)) -> bytes
 def test_a_patch_is_a_question(show: Show) -> None:
     before = show.picture()
     show.session.ask_patch(png((250, 220, 0)), "yellow")
-    show.session.settle()
+    show.session.worker.settle()
     changed = where_changed(before, show.picture())
     assert changed[(show.model.things == 0).numpy()].all()
     assert not changed[:, 16:].any()
     show.session.ask_patch(np.zeros((3, 3, 3), np.uint8), "speck")
-    show.session.settle()
+    show.session.worker.settle()
     assert "too small" in show.said[-1]
 
 
@@ -476,13 +477,13 @@ def test_uploads_are_judged(show: Show) -> None:
         read_picture(png((1, 2, 3), (7000, 6000)))
     assert max(read_picture(png((1, 2, 3), (3000, 1000))).shape) == 1024
     show.session.ask_patch(b"nonsense", "x")
-    show.session.settle()
+    show.session.worker.settle()
     assert "cannot be read" in show.said[-1]
 
 
 def test_the_list_of_things(show: Show) -> None:
     show.session.list_things([camera()], phrases=("duck", "mug", "table", "elephant"))
-    show.session.settle()
+    show.session.worker.settle()
     things = show.session.things
     assert [t.name for t in things] == ["table", "duck", "mug"]
     assert [t.query for t in things] == [8, 6, 7], "wholes"
@@ -491,32 +492,14 @@ def test_the_list_of_things(show: Show) -> None:
     assert things[1].label().startswith("duck · 8.3 %")
 
 
-def test_edits_act_on_the_selection_and_can_be_undone(show: Show, tmp_path: Any) -> None:
-    session, photo = show.session, show.picture()
-    session.edit("delete")
-    session.settle()
-    assert "Select something" in show.said[-1]
-    session.click(camera(), 8 / W, 12 / H)
-    session.edit("delete")
-    session.settle()
-    assert not session.selection
-    duck = (show.model.things == 0).numpy()
-    assert (show.picture()[duck] < 0.2).all()
-    assert (show.picture()[~duck] == 0.5).all()
-    session.edit("undo")
-    session.settle()
+def test_without_an_editor_nothing_is_edited(show: Show) -> None:
+    photo = show.picture()
+    show.session.click(camera(), 8 / W, 12 / H)
+    show.session.edit("delete")
+    show.session.worker.settle()
+    assert "cannot be edited" in show.said[-1]
+    show.session.clear()
     assert np.array_equal(show.picture(), photo)
-    session.click(camera(), 8 / W, 12 / H)
-    session.edit("tint", (255, 0, 0))
-    session.settle()
-    session.clear()
-    red = show.picture()[duck]
-    assert (red[:, 0] > red[:, 1] + 0.1).all()
-    session.click(camera(), 8 / W, 12 / H)
-    session.folder = tmp_path
-    session.export("one")
-    session.settle()
-    assert (tmp_path / "one" / "selection.json").is_file()
 
 
 def test_callbacks_hold_no_lock(show: Show) -> None:

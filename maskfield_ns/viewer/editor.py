@@ -1,169 +1,182 @@
-"""What the panel's selection and edit buttons act on: a small interface, and a default that needs pictures only."""
+"""The panel's edit buttons: selections in 3D, edits that every picture shows, files in the run's folder."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+import secrets
+from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from maskfield_ns.editing import edits
+from maskfield_ns.editing.answers import Measured
+from maskfield_ns.editing.apply import edits_of, set_edits
+from maskfield_ns.editing.exporting import export_object
+from maskfield_ns.editing.frames import UP, CaptureFrame
+from maskfield_ns.editing.making import inserted_points, placement, write_edited_config
+from maskfield_ns.editing.selection import Membership
+from maskfield_ns.editing.selection import Selection as SceneSelection
+from maskfield_ns.editing.selector import Selector
+from maskfield_ns.editing.similarity import Similarity, axis_rotation
+from maskfield_ns.errors import EditError
+from maskfield_ns.viewer.cache import model_state
+from maskfield_ns.viewer.selection import Selection
 
-from maskfield_ns.queries.decision import DecisionRule
-from maskfield_ns.queries.memberships import Memberships
-
-_NOTHING = 0.02
-"""Weights below this are left out."""
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Things chosen by the user; replaced as a whole, never changed.
-
-    A place is selected where the expected weight of what it belongs to is at least 1 (levels pooled as in
-    :func:`maskfield_ns.queries.decision.heat_map`).
-    """
-
-    weights: tuple[tuple[int, float], ...] = ()
-    """(query of the head, weight), by ascending query; 2 makes a place selected that belongs to it by half."""
-    name: str = ""
-    """What the user called it, or how it came about."""
-
-    @classmethod
-    def of(cls, queries: Iterable[int], name: str = "") -> Selection:
-        """Some queries as they are."""
-        return cls(tuple((query, 2.0) for query in sorted(set(queries))), name)
-
-    @classmethod
-    def answering(cls, scores: Float[Tensor, " Q"], rule: DecisionRule, name: str = "") -> Selection:
-        """What is outlined as the answer to a phrase (see :func:`maskfield_ns.queries.decision.phrase_masks`)."""
-        best = float(scores.max())
-        if best < rule.found_threshold:
-            return cls()
-        weights = (scores / (rule.mask_share * best)).tolist()
-        return cls(tuple((query, weight) for query, weight in enumerate(weights) if weight > _NOTHING), name)
-
-    @property
-    def queries(self) -> tuple[int, ...]:
-        """Queries that are selected as a whole."""
-        return tuple(query for query, weight in self.weights if weight >= 1)
-
-    def __bool__(self) -> bool:
-        return bool(self.queries)
-
-    def union(self, other: Selection) -> Selection:
-        """Both."""
-        weights = dict(self.weights)
-        for query, weight in other.weights:
-            weights[query] = max(weight, weights.get(query, 0.0))
-        names = [name for name in (self.name, other.name) if name]
-        return Selection(tuple(sorted(weights.items())), " + ".join(dict.fromkeys(names)))
-
-    def minus(self, other: Selection) -> Selection:
-        """This without the other."""
-        gone = set(other.queries)
-        left = Selection(tuple((query, weight) for query, weight in self.weights if query not in gone), self.name)
-        return left if left else Selection()
+CONFIG_NAME = "config.yml"
+MOST_BYTES = 500_000_000
+"""Of a .ply that somebody uploads."""
 
 
-class SceneEditor(Protocol):
-    """What the panel needs to edit a scene. Every action returns one line for the user.
+class SceneEditor:
+    """Edits a scene in 3D for the panel. Every action returns one line for the user.
 
-    Actions run on the panel's worker thread, one at a time, while the viewer renders on others. Actions raise
+    Actions run on the panel's worker thread, one at a time, while the viewer renders on others. They raise
     MaskfieldError for what the user can mend.
-    """
-
-    @property
-    def version(self) -> int:
-        """Changes whenever rendering would: views made before are then rendered again."""
-        ...
-
-    def tint(self, selection: Selection, colour: tuple[int, int, int]) -> str:
-        """Colours a selection (sRGB, 0 to 255)."""
-        ...
-
-    def delete(self, selection: Selection) -> str:
-        """Removes a selection from the scene."""
-        ...
-
-    def undo(self) -> str:
-        """Takes the last edit back."""
-        ...
-
-    def export(self, selection: Selection, folder: Path) -> str:
-        """Writes a selection into a folder that does not exist yet."""
-        ...
-
-    def paint(self, rgb: Float[Tensor, "H W 3"], view: Memberships) -> Float[Tensor, "H W 3"]:
-        """Last touch on a rendered picture; editors that change the scene itself return it as it is."""
-        ...
-
-
-def selection_mask(view: Memberships, selection: Selection, model: Any) -> Bool[Tensor, "H W"]:
-    """Pixels of a view that belong to a selection; a selection of one level only is a matter of that level."""
-    head = model.query_head
-    weights = torch.zeros(1, head.num_queries, device=head.levels.device)
-    for query, weight in selection.weights:
-        weights[0, query] = weight
-    levels = set(head.levels[weights[0] > 0].tolist())
-    level = next(iter(levels)) if len(levels) == 1 else None
-    return view.heat(weights, model.config.decision, None if level == -1 else level)[0] >= 1
-
-
-class PictureEditor:
-    """Edits that live in the viewer's pictures: tints, and dark holes where something was deleted.
 
     Args:
-        model: the model that is being shown.
+        model: the QueryableModel that is being shown.
+        datamanager: of its run: training cameras, and the way back to the capture's coordinates.
+        folder: of the run: exports, uploads and saved edits go there.
+        lock: held while the model renders for a selection, since training must not go on meanwhile.
     """
 
-    HOLE = 0.08
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self._edits: tuple[tuple[Selection, tuple[int, int, int] | None], ...] = ()
+    def __init__(self, model: Any, datamanager: Any, folder: Path, lock: AbstractContextManager | None = None) -> None:
+        self.model, self.datamanager, self.folder = model, datamanager, folder
+        self.lock: AbstractContextManager = nullcontext() if lock is None else lock
+        self._version = 0
+        self._selector: tuple[Hashable, Selector] | None = None
 
     @property
     def version(self) -> int:
-        """Painting comes after rendering, so rendered views stay good."""
-        return 0
+        """Counts edits: views rendered before the last one are out of date."""
+        return self._version
 
-    def tint(self, selection: Selection, colour: tuple[int, int, int]) -> str:
-        """Colours a selection (sRGB, 0 to 255)."""
-        self._edits = (*self._edits, (selection, colour))
-        return "tinted in the pictures"
+    # --- edits --------------------------------------------------------------------------------------------------------
+
+    def tint(self, selection: Selection, colour: Sequence[int]) -> str:
+        """Recolours a selection (sRGB, 0 to 255)."""
+        return self._edit(edits.tint(self._chosen(selection), [c / 255 for c in colour]), "tinted")
 
     def delete(self, selection: Selection) -> str:
-        """Leaves a dark hole."""
-        self._edits = (*self._edits, (selection, None))
-        return "hidden in the pictures"
+        """Takes a selection out of the scene."""
+        return self._edit(edits.delete(self._chosen(selection)), "deleted")
+
+    def extract(self, selection: Selection) -> str:
+        """Takes everything else out of the scene."""
+        return self._edit(edits.extract(self._chosen(selection)), "extracted, the rest is hidden")
+
+    def move(self, selection: Selection, shift: Sequence[float], turn: float, scale: float) -> str:
+        """Turns and scales a selection about its own centre, then shifts it.
+
+        Args:
+            selection: what.
+            shift: scene units.
+            turn: degrees about the upward axis.
+            scale: 1 keeps the size.
+        """
+        chosen = self._chosen(selection)
+        return self._edit(edits.move(chosen, self._transform(chosen, shift, turn, scale)), "moved")
+
+    def duplicate(self, selection: Selection, shift: Sequence[float], turn: float, scale: float) -> str:
+        """Puts a copy of a selection elsewhere; arguments as for :meth:`move`."""
+        chosen = self._chosen(selection)
+        return self._edit(edits.duplicate(chosen, self._transform(chosen, shift, turn, scale)), "duplicated")
+
+    def insert(self, content: bytes, shift: Sequence[float], turn: float, scale: float) -> str:
+        """Puts the Gaussians of a .ply file into the scene, at their own place turned, scaled and shifted.
+
+        The file is kept in the run's folder, since saved edits refer to it.
+
+        Raises:
+            PlyError: it is no .ply of Gaussians. EditError: too large, or the scene is a radiance field.
+        """
+        if not hasattr(self.model, "gauss_params"):
+            raise EditError("a radiance field takes no Gaussians: maskfield edit inserts things of other runs")
+        if len(content) > MOST_BYTES:
+            raise EditError(f"the file has more than {MOST_BYTES // 10**6} MB")
+        uploads = self.folder / "maskfield_inserted"
+        uploads.mkdir(parents=True, exist_ok=True)
+        path = uploads / f"{secrets.token_hex(8)}.ply"
+        path.write_bytes(content)
+        try:
+            place = placement(inserted_points(path, None), shift, axis_rotation(UP, turn), scale, None)
+            return self._edit(edits.insert(path, place), "inserted")
+        except Exception:
+            path.unlink()
+            raise
 
     def undo(self) -> str:
         """Takes the last edit back."""
-        if not self._edits:
+        shown = edits_of(self.model)
+        if not shown:
             return "there is nothing to undo"
-        self._edits = self._edits[:-1]
-        return f"undone, {len(self._edits)} edits left"
+        self._show(shown.undone())
+        return f"undone, {len(shown) - 1} edits left"
+
+    def save(self) -> str:
+        """Writes edits.json and, where the run has been saved, the config that shows it in nerfstudio's commands."""
+        shown = edits_of(self.model)
+        shown.save(self.folder / edits.FILE_NAME, {"config": CONFIG_NAME})
+        if not (self.folder / CONFIG_NAME).exists():
+            return f"{len(shown)} edits kept in {self.folder / edits.FILE_NAME}"
+        path = write_edited_config(self.folder / CONFIG_NAME, self.folder / edits.FILE_NAME)
+        return f"{len(shown)} edits kept: ns-render and ns-viewer show them with --load-config {path}"
+
+    # --- files --------------------------------------------------------------------------------------------------------
 
     def export(self, selection: Selection, folder: Path) -> str:
-        """Writes selection.json: the queries and their embeddings' indices in the checkpoint."""
-        folder.mkdir(parents=True)
-        levels = self.model.query_head.levels[list(selection.queries)].tolist()
-        content = {"name": selection.name, "queries": list(selection.queries), "levels": levels}
-        content["weights"] = [list(pair) for pair in selection.weights]
-        (folder / "selection.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-        return f"written to {folder / 'selection.json'}"
+        """Writes object.ply (Gaussians, or points of a field), its measures as boxes.json, and edits if there are."""
+        from maskfield_ns.cli import write_json
 
-    def paint(self, rgb: Float[Tensor, "H W 3"], view: Memberships) -> Float[Tensor, "H W 3"]:
-        """The picture with all edits."""
-        for selection, colour in self._edits:
-            mask = selection_mask(view, selection, self.model)[..., None]
-            if colour is None:
-                rgb = torch.where(mask, self.HOLE, rgb)
-            else:
-                paint = rgb.new_tensor(colour) / 255
-                rgb = torch.where(mask, 0.35 * rgb + 0.65 * paint * (0.4 + rgb.mean(-1, keepdim=True)), rgb)
-        return rgb.clamp(0, 1)
+        chosen = self._chosen(selection)
+        with self.lock:
+            measured = Measured(chosen, self._select(), CaptureFrame.of(self.datamanager))
+            folder.mkdir(parents=True)
+            count = export_object(measured, folder / "object.ply")
+            write_json(folder / "boxes.json", measured.to_json())
+        if shown := edits_of(self.model):
+            shown.save(folder / edits.FILE_NAME)
+        return f"{count} {'Gaussians' if self._select().gaussian else 'points'} written to {folder}"
+
+    # --- selections in 3D ---------------------------------------------------------------------------------------------
+
+    def _chosen(self, selection: Selection) -> SceneSelection:
+        with self.lock:
+            return self._select().belonging(membership(selection, self.model), selection.name or "selection")
+
+    def _transform(self, chosen: SceneSelection, shift: Sequence[float], turn: float, scale: float) -> Similarity:
+        if not any(shift) and turn == 0 and scale == 1:
+            raise EditError("say where to: a shift, a turn or another size")
+        with self.lock:
+            points = Measured(chosen, self._select(), CaptureFrame.of(self.datamanager)).cloud.points
+        return placement(points, shift, axis_rotation(UP, turn), scale, None)
+
+    def _select(self) -> Selector:
+        """Looks around in the scene once per state of the model, since training moves things."""
+        state = model_state(self.model)
+        if self._selector is None or self._selector[0] != state:
+            self._selector = state, Selector(self.model, self.datamanager.train_dataset.cameras)
+        return self._selector[1]
+
+    def _edit(self, edit: edits.Edit, what: str) -> str:
+        self._show(edits_of(self.model).then(edit))
+        return what
+
+    def _show(self, shown: edits.EditList) -> None:
+        with self.lock:
+            set_edits(self.model, shown)
+        self._version += 1
+
+
+def membership(selection: Selection, model: Any) -> Membership:
+    """The rule in 3D that outlines in a picture follow (:func:`maskfield_ns.viewer.selection.selection_mask`)."""
+    head, rule = model.query_head, model.config.decision
+    weights = dict(selection.weights)
+    levels = {int(head.levels[query]) for query in weights}
+    if len(levels) == 1:
+        return Membership(tuple(weights), tuple(weights.values()), 1.0)
+    # Levels that have nothing to say for the selection speak against it.
+    used = head.valid(rule.min_support, rule.min_share).nonzero()[:, 0].tolist()
+    everything = sorted({*used, *weights})
+    agreeing = min(rule.levels_agreeing, len(head.levels[everything].unique()))
+    return Membership(tuple(everything), tuple(weights.get(query, 0.0) for query in everything), 1.0, agreeing)

@@ -16,13 +16,13 @@ from PIL import Image
 
 from maskfield_ns.foundation.protocols import LEVELS
 from maskfield_ns.viewer import compose
+from maskfield_ns.viewer.editor import SceneEditor
 from maskfield_ns.viewer.phrases import panel_text
+from maskfield_ns.viewer.selection import Selection
 from maskfield_ns.viewer.session import PICTURE, Session
 
 if TYPE_CHECKING:
     from nerfstudio.viewer.viewer import Viewer
-
-    from maskfield_ns.viewer.editor import SceneEditor
 
 TYPING_PAUSE = 0.6
 """Seconds without a keystroke after which a text is asked. (viser 0.2.7 does not tell us of the Enter key.)"""
@@ -43,17 +43,13 @@ class Panel:
     Args:
         viewer: nerfstudio's viewer, still being constructed.
         model: the QueryableModel that it shows.
-        editor: what edits act on; by default the scene.
     """
 
-    def __init__(self, viewer: Viewer, model: Any, editor: SceneEditor | None = None) -> None:
+    def __init__(self, viewer: Viewer, model: Any) -> None:
         self.viewer, self.model, self.server = viewer, model, viewer.viser_server
-        folder = viewer.log_filename.parent / "maskfield_exports"
-        if editor is None:
-            from maskfield_ns.viewer.scene_editor import ModelEditor
-
-            editor = ModelEditor(model, viewer.pipeline.datamanager, viewer.train_lock)
-        self.session = Session(model, viewer.train_lock, self.refresh, self.show_status, editor, folder)
+        self.folder = viewer.log_filename.parent
+        editor = SceneEditor(model, viewer.pipeline.datamanager, self.folder, viewer.train_lock)
+        self.session = Session(model, viewer.train_lock, self.refresh, self.show_status, editor)
         self._typing: threading.Timer | None = None
         self._build()
         self._catch_clicks()
@@ -89,12 +85,22 @@ class Panel:
                 self.click_selects = gui.add_checkbox("Click selects", True, hint="A click in the picture selects")
                 self.click_selects.on_update(lambda _: self._arm_clicks())
                 self.click_adds = gui.add_checkbox("Click adds", False, hint="Clicks add to what is selected")
-                self.colour = gui.add_rgb("Tint", (255, 80, 40), hint="Colour of the button tint")
-                edit = gui.add_button_group("Edit", ("tint", "delete"), hint="Acts on the selection")
-                edit.on_click(lambda event: self._edit(event.target.value))
-                self._button("Undo edit", lambda: self._edit("undo"), viser.Icon.ARROW_BACK_UP, "Takes the last back")
-                self._button("Export", lambda: self.session.export(_stamp()), viser.Icon.FILE_EXPORT, "To the run")
+                self._button("Export", self._export, viser.Icon.FILE_EXPORT, "Into the run's folder")
                 self._button("Screenshot", self._screenshot, viser.Icon.CAMERA, "Download the picture as PNG")
+            with gui.add_folder("Edit", expand_by_default=False):
+                self.colour = gui.add_rgb("Tint", (255, 80, 40), hint="Colour of the button tint")
+                edit = gui.add_button_group("Change", ("tint", "delete", "extract"), hint="Acts on the selection")
+                edit.on_click(lambda event: self._edit(event.target.value))
+                self.shift = gui.add_vector3("Shift", (0.0, 0.0, 0.0), step=0.01, hint="Scene units: x, y, z (up)")
+                self.turn = gui.add_slider("Turn", min=-180, max=180, step=1, initial_value=0, hint="Degrees, about up")
+                self.size = gui.add_slider("Size", min=0.1, max=3.0, step=0.05, initial_value=1.0, hint="1 keeps it")
+                place = gui.add_button_group("Place", ("move", "duplicate"), hint="The selection, by shift, turn, size")
+                place.on_click(lambda event: self._edit(event.target.value))
+                if hasattr(self.model, "gauss_params"):
+                    insert = gui.add_upload_button("Insert .ply", icon=viser.Icon.UPLOAD, color="gray")
+                    insert.on_upload(lambda event: self._insert(event.target.value.content))
+                self._button("Undo edit", self._undo, viser.Icon.ARROW_BACK_UP, "Takes the last back")
+                self._button("Save edits", self.session.save_edits, viser.Icon.DEVICE_FLOPPY, "For ns-render")
             with gui.add_folder("Objects", expand_by_default=False):
                 self.things: Any = gui.add_dropdown(
                     "Object", (_NO_THING,), hint="name · share of the picture · confidence"
@@ -169,8 +175,6 @@ class Panel:
         self.session.list_things(views)
 
     def _choose_thing(self) -> None:
-        from maskfield_ns.viewer.editor import Selection
-
         chosen = self._thing_labels().index(self.things.value) if self.things.value in self._thing_labels() else -1
         if chosen >= 0:
             thing = self.session.things[chosen]
@@ -209,7 +213,7 @@ class Panel:
         how = "add" if self.click_adds.value else "select"
         camera = self._camera(event.client)
         self._show_picture()
-        self.session.later(lambda: self.session.click(camera, x, y, how))
+        self.session.worker.later(lambda: self.session.click(camera, x, y, how))
 
     def _camera(self, client: Any, side: int = 240) -> Any:
         """The camera of a browser, small: kept views of any size are found by it."""
@@ -232,7 +236,7 @@ class Panel:
             self.server.scene.remove_pointer_callback()
             (x0, y0), (x1, y1) = event.screen_pos
             camera = self._camera(event.client)
-            self.session.later(lambda: self._ask_rectangle(camera, (x0, y0, x1, y1)))
+            self.session.worker.later(lambda: self._ask_rectangle(camera, (x0, y0, x1, y1)))
 
     def _ask_rectangle(self, camera: Any, bounds: tuple[float, float, float, float]) -> None:
         rgb = self.session.view_of(camera).pictures["rgb"].clamp(0, 1)
@@ -247,7 +251,22 @@ class Panel:
 
     def _edit(self, action: str) -> None:
         self._show_picture()
-        self.session.edit(action, *([self.colour.value] if action == "tint" else []))
+        given: dict[str, tuple[Any, ...]] = {"tint": (self.colour.value,), "delete": (), "extract": ()}
+        self.session.edit(action, *given.get(action, self._place()))
+
+    def _place(self) -> tuple[tuple[float, float, float], float, float]:
+        return self.shift.value, float(self.turn.value), float(self.size.value)
+
+    def _insert(self, content: bytes) -> None:
+        self._show_picture()
+        self.session.insert(content, *self._place())
+
+    def _undo(self) -> None:
+        self._show_picture()
+        self.session.undo()
+
+    def _export(self) -> None:
+        self.session.export(self.folder / "maskfield_exports" / _stamp())
 
     def _screenshot(self) -> None:
         picture = self.session.last_picture

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import queue
-import threading
 import traceback
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +17,6 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
 from torch import Tensor
 
-from maskfield_ns.errors import MaskfieldError
 from maskfield_ns.models.mask_outputs import Outputs, feature_colours
 from maskfield_ns.queries import decision
 from maskfield_ns.queries.decision import DecisionRule
@@ -29,12 +25,14 @@ from maskfield_ns.queries.memberships import Memberships, memberships
 from maskfield_ns.viewer import compose
 from maskfield_ns.viewer.cache import KeptView, ViewCache, camera_pose, model_state, view_key
 from maskfield_ns.viewer.contents import Thing, full_name, list_things, vocabulary
-from maskfield_ns.viewer.editor import PictureEditor, SceneEditor, Selection, selection_mask
+from maskfield_ns.viewer.editor import SceneEditor
+from maskfield_ns.viewer.patches import read_picture
 from maskfield_ns.viewer.phrases import split_phrases
+from maskfield_ns.viewer.selection import Selection, selection_mask
+from maskfield_ns.viewer.worker import Worker
 
 PICTURE = "maskfield"
 """Name of the output that shows the panel's picture."""
-MAX_PATCH_PIXELS = 40_000_000
 _MIN_PATCH = 8
 """Pixels per side; less shows nothing."""
 
@@ -82,8 +80,7 @@ class Session:
         lock: held while the model renders (the viewer's training lock); None where nothing else uses the model.
         changed: called, from any thread, when the picture or the answers have changed.
         say: called, from any thread, with one line of plain text for the user.
-        editor: what edits act on.
-        folder: where exports go, each into a folder of its own.
+        editor: edits the scene; without one the scene stays as it is.
     """
 
     def __init__(
@@ -93,11 +90,9 @@ class Session:
         changed: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = lambda text: None,
         editor: SceneEditor | None = None,
-        folder: Path = Path("maskfield_exports"),
     ) -> None:
-        self.model, self.changed, self.say, self.folder = model, changed, say, folder
+        self.model, self.changed, self.say, self.editor = model, changed, say, editor
         self.lock = contextlib.nullcontext() if lock is None else lock
-        self.editor: SceneEditor = PictureEditor(model) if editor is None else editor
         self.settings = Settings(model.config.decision)
         self.question: Question | None = None
         self.selection = Selection()
@@ -107,39 +102,7 @@ class Session:
         self.cache = ViewCache()
         self.last_picture: UInt8[np.ndarray, "H W 3"] | None = None
         self._asked = 0
-        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        threading.Thread(target=self._work, daemon=True, name="maskfield-session").start()
-
-    # --- work in the background ---------------------------------------------------------------------------------------
-
-    def _work(self) -> None:
-        while True:
-            self._guarded(self._jobs.get())
-
-    def _guarded(self, job: Callable[[], None]) -> None:
-        """Runs a job; whatever goes wrong is said, and nothing else happens."""
-        try:
-            job()
-        except MaskfieldError as error:
-            self.say(str(error))
-        except Exception as error:
-            CONSOLE.print(traceback.format_exc(), markup=False)
-            self.say(f"That did not work: {type(error).__name__}: {error}")
-
-    def later(self, job: Callable[[], None]) -> None:
-        """Queues work for the session's thread."""
-        self._jobs.put(job)
-
-    def settle(self, patience: float = 60.0) -> None:
-        """Waits until everything queued so far is done.
-
-        Raises:
-            TimeoutError: it is not within ``patience`` seconds.
-        """
-        done = threading.Event()
-        self.later(done.set)
-        if not done.wait(patience):
-            raise TimeoutError("the session is still busy")
+        self.worker = Worker(lambda text: self.say(text))
 
     def load_text_model(self) -> None:
         """Loads the text model in the background, and says so."""
@@ -152,7 +115,7 @@ class Session:
             self.model.text(vocabulary())  # names for clicked things
 
         self.say("Loading the text model …")
-        self.later(load)
+        self.worker.later(load)
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
@@ -177,7 +140,7 @@ class Session:
                 self.say("; ".join(notes) or self._verdict())
             self.changed()
 
-        self.later(answer)
+        self.worker.later(answer)
 
     def ask_patch(self, content: bytes | UInt8[np.ndarray, "H W 3"], name: str) -> None:
         """Asks for what an image patch shows: an image file's bytes, or pixels."""
@@ -192,7 +155,7 @@ class Session:
             self.say(self._verdict())
             self.changed()
 
-        self.later(answer)
+        self.worker.later(answer)
 
     def scores(self, question: Question) -> Float[Tensor, "T Q"]:
         """Relevancy of every query of the head, 0 for those of other levels than the chosen one."""
@@ -323,7 +286,7 @@ class Session:
                 self.model.train(was_training)
 
     def _state(self) -> Hashable:
-        return model_state(self.model), self.editor.version
+        return model_state(self.model), 0 if self.editor is None else self.editor.version
 
     @torch.no_grad()
     def _kept(self, render: Callable[[], Outputs], camera: Cameras, box: Any) -> KeptView:
@@ -379,7 +342,7 @@ class Session:
         """The picture of a view in the chosen mode, in 0..1."""
         settings, question, selection = self.settings, self.question, self.selection
         shares = view.memberships
-        rgb = self.editor.paint(view.pictures["rgb"].float().clamp(0, 1), shares)
+        rgb = view.pictures["rgb"].float().clamp(0, 1)
         if settings.mode == "Photo" or not shares.by_level:
             return rgb
         if settings.mode == "Instances":
@@ -414,32 +377,47 @@ class Session:
     # --- edits and files ----------------------------------------------------------------------------------------------
 
     def edit(self, action: str, *arguments: Any) -> None:
-        """Runs ``tint``, ``delete`` or ``undo`` of the editor in the background, on the selection."""
+        """Runs an action of the editor (``tint``, ``delete``, ...) on the selection, in the background."""
 
-        def run() -> None:
-            selection = self.selection
-            if action != "undo" and not selection:
-                self.say("Select something first.")
-                return
-            before = () if action == "undo" else (selection,)
-            said = getattr(self.editor, action)(*before, *arguments)
+        def run(editor: SceneEditor) -> str:
+            said = getattr(editor, action)(self.selection, *arguments)
+            name = self.selection.name
             if action == "delete":
                 self.selection = Selection()
-            self.say(said if action == "undo" else f"{selection.name}: {said}.")
-            self.changed()
+            return f"{name}: {said}" if name else said
 
-        self.later(run)
+        self._run(run, needs_selection=True)
 
-    def export(self, stamp: str) -> None:
-        """Exports the selection in the background into a new folder."""
+    def insert(self, content: bytes, *place: Any) -> None:
+        """Puts an uploaded .ply into the scene; arguments as :meth:`SceneEditor.insert`."""
+        self._run(lambda editor: editor.insert(content, *place))
+
+    def undo(self) -> None:
+        """Takes the last edit back."""
+        self._run(lambda editor: editor.undo())
+
+    def save_edits(self) -> None:
+        """Keeps the edits beside the run."""
+        self._run(lambda editor: editor.save())
+
+    def export(self, folder: Path) -> None:
+        """Exports the selection into a new folder."""
+        self._run(lambda editor: editor.export(self.selection, folder), needs_selection=True)
+
+    def _run(self, action: Callable[[SceneEditor], str], needs_selection: bool = False) -> None:
+        """Something about the editor, in the background; what it returns is said."""
 
         def run() -> None:
-            if not self.selection:
+            if self.editor is None:
+                self.say("This scene cannot be edited here.")
+            elif needs_selection and not self.selection:
                 self.say("Select something first.")
-                return
-            self.say(self.editor.export(self.selection, self.folder / stamp))
+            else:
+                self.say("Working …")
+                self.say(action(self.editor))
+                self.changed()
 
-        self.later(run)
+        self.worker.later(run)
 
     def list_things(self, cameras: Sequence[Cameras], phrases: Sequence[str] = ()) -> None:
         """Makes the list of what the scene contains, in the background.
@@ -456,7 +434,7 @@ class Session:
             self.say(f"{len(self.things)} things listed." if self.things else "No things to list yet.")
             self.changed()
 
-        self.later(run)
+        self.worker.later(run)
 
 
 class LazyOutputs(Outputs):
@@ -468,26 +446,3 @@ class LazyOutputs(Outputs):
             value = value()
             self[name] = value
         return value
-
-
-def read_picture(content: bytes) -> UInt8[np.ndarray, "H W 3"]:
-    """RGB pixels of an image file somebody uploaded.
-
-    Raises:
-        MaskfieldError: no image, or a gigantic one.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP", "BMP")) as picture:
-            if picture.width * picture.height > MAX_PATCH_PIXELS:
-                raise MaskfieldError(f"the picture has more than {MAX_PATCH_PIXELS // 10**6} million pixels")
-            picture.draft("RGB", (1024, 1024))
-            upright = ImageOps.exif_transpose(picture) or picture
-            upright = upright.convert("RGB")
-            upright.thumbnail((1024, 1024))
-            return np.array(upright)
-    except MaskfieldError:
-        raise
-    except Exception as error:  # whatever a decoder makes of bytes from outside
-        raise MaskfieldError("this file cannot be read as a picture (PNG, JPEG, WebP and BMP can)") from error
