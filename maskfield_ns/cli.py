@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, Union
 
@@ -16,10 +17,14 @@ from maskfield_ns.errors import MaskfieldError
 
 @dataclass
 class Extract:
-    """Propose and embed masks for a capture ahead of training; resumes where it was interrupted."""
+    """Propose and embed masks for a capture ahead of training; resumes where it was interrupted.
+
+    Captures of other formats are read by a dataparser, named last with its own options behind it, word for word as for
+    ns-train: maskfield extract --data lerf_ovs/figurines lerf-ovs-data --split strict
+    """
 
     data: Path
-    """Capture folder (with transforms.json) or its transforms.json."""
+    """Capture folder (with transforms.json) or its transforms.json; with a dataparser, what that one takes."""
     method: str = "maskfield-splat-lite"
     """Method whose foundation models are used."""
     cache_dir: Path | None = None
@@ -28,12 +33,18 @@ class Extract:
     """Another mask proposer than the method's own."""
     embedder: Literal["preset", "open-clip", "tiny-clip"] = "preset"
     """Another embedder than the method's own."""
+    dataparser: tyro.conf.Positional[str] = ""
+    """A dataparser of nerfstudio or a plugin, such as ovs3d-data, lerf-ovs-data, lerf-mask-data, replica-semantic-data,
+    scannet-semantic-data or mipnerf360-data; what follows are its options (maskfield extract --data DATA lerf-ovs-data
+    --help). Default: the method's own."""
+    dataparser_options: tyro.conf.Suppress[tuple[str, ...]] = ()
 
     def run(self) -> None:
         """Builds the cache."""
         from maskfield_ns.commands.extract import extract
 
-        extract(self.data, self.method, self.cache_dir, self.proposer, self.embedder)
+        own = (self.data, self.method, self.cache_dir, self.proposer, self.embedder)
+        extract(*own, self.dataparser or None, self.dataparser_options)
 
 
 @dataclass
@@ -172,7 +183,8 @@ class Score:
     protocol: tyro.conf.Positional[Literal["3d-ovs", "lerf-ovs", "lerf-mask", "replica", "scannet", "mipnerf360"]]
     """Benchmark."""
     predictions: Path
-    """Folder of one scene's predictions: <view>.npz, or <view>/<phrase>.npy or .png, or <view>.png with class ids."""
+    """Folder of one scene's predictions: <view>.npz, or <view>/<phrase>.npy or .png, or <view>.png with class ids; for
+    LERF-OVS with --rule opengaussian also <view>_<phrase>.png."""
     labels: Path
     """Folder of the scene's labels: label/<scene> (LERF-OVS, Mip-NeRF360), segmentations (3D-OVS), test_mask
     (LERF-Mask), or the scene itself (Replica, ScanNet)."""
@@ -244,9 +256,9 @@ class BenchPublished:
 
     def run(self) -> None:
         """Prints them."""
-        from maskfield_ns.commands.bench import published_tables
+        from maskfield_ns.commands.bench import all_published
 
-        print(published_tables())
+        print(all_published())
 
 
 @dataclass
@@ -277,7 +289,10 @@ Command = Union[  # noqa: UP007 (subcommands are annotated members)
 
 def entrypoint() -> None:
     """Console script: errors a user can act on end in one line and exit code 1."""
-    command = tyro.cli(Command, description=__doc__, config=(tyro.conf.OmitSubcommandPrefixes,))
+    arguments, rest = split_arguments(sys.argv[1:])
+    command = tyro.cli(Command, args=arguments, description=__doc__, config=(tyro.conf.OmitSubcommandPrefixes,))
+    if isinstance(command, Extract):
+        command = replace(command, dataparser_options=tuple(rest))
     try:
         command.run()
     except MaskfieldError as error:
@@ -286,6 +301,20 @@ def entrypoint() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command's own words, and those after the name of a dataparser, which are for it to understand.
+
+    Only ``extract`` takes a dataparser. Its name is the first word that is neither an option nor an option's value.
+    """
+    if list(words[:1]) == ["extract"]:
+        for place in range(1, len(words)):
+            before = words[place - 1]
+            is_value = before.startswith("--") and "=" not in before
+            if not words[place].startswith("-") and not is_value:
+                return list(words[: place + 1]), list(words[place + 1 :])
+    return list(words), []
 
 
 def write_json(path: Path, data: object) -> None:

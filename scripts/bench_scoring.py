@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tyro
@@ -46,7 +47,7 @@ class BenchScoring:
     """Relevancy maps per phrase: 1 as GAGS, 3 as LangSplat."""
     plain_masks: int = 4
     """How many masks the plain filter gets; its time is scaled to all of them. 0: all, which takes long."""
-    rule: str = "langsplat"
+    rule: Literal["langsplat", "langsplat-v2"] = "langsplat"
     """Decision rule."""
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from maskfield_ns.commands.bench import find_results
 from maskfield_ns.errors import BenchmarkError
-from maskfield_ns.evaluation.protocols.registry import BENCHMARKS, benchmark
+from maskfield_ns.evaluation.protocols.registry import BENCHMARKS, benchmark, published_tables
 from maskfield_ns.evaluation.published import published, published_results
 from maskfield_ns.models.benchmark import PREDICTIONS
 
@@ -80,6 +80,33 @@ def test_report(command: Command, evaluated: Callable[[str], Evaluated], tmp_pat
     assert r"waldo\_kitchen" in latex
 
 
+def test_rules_that_do_not_compare_have_tables_of_their_own(command: Command, tmp_path: Path) -> None:
+    figures = {"miou": 0.4321, "acc_25": 0.8, "acc_50": 0.3, "localisation_accuracy": 0.6}
+    files = []
+    for protocol, rule, kept in (
+        ("lerf-ovs", "opengaussian", ("miou", "acc_25", "acc_50")),
+        ("lerf-ovs", "langsplat", ("miou", "localisation_accuracy")),
+        ("3d-ovs", "occam", ("miou",)),
+    ):
+        details = {"protocol": protocol, "rule": rule, "scene": "ramen", "split": None, "views": {"a": {}}}
+        details["figures"] = {key: figures[key] for key in kept}  # type: ignore[assignment]
+        files.append(tmp_path / f"{rule}.json")
+        files[-1].write_text(json.dumps({"method_name": rule, "benchmark": details}))
+    command("bench", "report", *files, "--output", tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    parts = {part.split("\n")[0]: part for part in text.split("\n## ")[1:]}
+    other, usual, occam = parts["LERF-OVS, OpenGaussian's evaluation"], parts["LERF-OVS"], parts["3D-OVS"]
+    assert other.count("43.2") == 2 and "47.22 (4)" in other and "74.84 (4)" in other and "LangSplatV2" not in other
+    assert "Acc@0.5 (%)" in other and "**30.0**" in other
+    assert "LangSplatV2" in usual and "opengaussian" not in usual and "47.22" not in usual
+    assert "occam rule" in occam and "3D-OVS, mIoU" in occam and "Acc (%)" not in occam
+    with (tmp_path / "report" / "report.csv").open() as file:
+        keys = {row["protocol"] for row in csv.DictReader(file) if row["ours"] == "1"}
+    assert keys == {"lerf-ovs", "lerf-ovs:opengaussian", "3d-ovs"}
+    (tmp_path / "odd.json").write_text(files[0].read_text().replace('"rule": "opengaussian"', '"rule": "other"'))
+    assert "the rule other" in command("bench", "report", tmp_path / "odd.json", code=1)
+
+
 def test_report_without_results(command: Command, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"results": {"psnr": 3}}')
     assert "ns-eval" in command("bench", "report", tmp_path, code=1)
@@ -96,6 +123,9 @@ def test_a_run_is_read_once(evaluated: Callable[[str], Evaluated]) -> None:
 def test_listing(command: Command) -> None:
     printed = command("bench", "list")
     assert all(name in printed for name in BENCHMARKS)
+    for each in BENCHMARKS.values():
+        assert all(f"--rule {rule}" in printed for rule in each.rules)
+    assert "opengaussian: predictions: silhouettes; mIoU (miou), Acc@0.25 (acc_25)" in printed
     with pytest.raises(BenchmarkError, match="there are 3d-ovs"):
         benchmark("coco")
 
@@ -120,7 +150,7 @@ def test_published_figures_are_numbers_with_sources() -> None:
     for row in rows:
         assert 0 < float(row.value) <= 100
         assert row.source and row.evidence in ("paper", "secondary", "unverified", "issue thread")
-        assert row.metric in BENCHMARKS[row.protocol].metrics
+        assert row.metric in published_tables()[row.protocol].metrics
     keys = [(row.protocol, row.metric, row.method, row.scene, row.source) for row in rows]
     assert len(set(keys)) == len(keys)
 

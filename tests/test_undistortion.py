@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -83,3 +84,64 @@ def test_undistorted_cameras_need_nothing() -> None:
 def test_a_camera_model_that_cannot_be_undistorted_is_named() -> None:
     with pytest.raises(CaptureError, match="ORTHOPHOTO"):
         undistortion(make_camera([0.1] * 6, CameraType.ORTHOPHOTO))
+
+
+LENSES = [
+    ([0.15, -0.05, 0.01, 0.0, 0.002, -0.003], CameraType.PERSPECTIVE),
+    ([-0.2, 0.03, 0.0, 0.0, 0.0, 0.0], CameraType.PERSPECTIVE),
+    ([0.05, 0.01, -0.01, 0.0, 0.0, 0.0], CameraType.FISHEYE),
+]
+
+
+@pytest.mark.parametrize(("params", "kind"), LENSES)
+def test_back_leads_to_where_opencvs_map_came_from(params: list[float], kind: CameraType) -> None:
+    """The map of an undistorted picture holds photograph positions; brought back, each must be its own pixel's."""
+    how = undistortion(make_camera(params, kind))
+    assert how is not None
+    positions = torch.from_numpy(how.positions).permute(2, 0, 1)
+    for scale in (1, 3):
+        size = (HEIGHT * scale, WIDTH * scale)
+        returned, seen = how.back(positions, size)
+        ys, xs = np.mgrid[: size[0], : size[1]] + 0.5
+        own = np.stack([xs / size[1], ys / size[0]])
+        # Half a pixel in from the border of the picture there is nothing to interpolate.
+        inner = cv2.erode(seen.numpy().astype(np.uint8), np.ones((5, 5)), borderValue=0) > 0
+        assert inner.mean() > 0.6
+        off = np.abs(returned.numpy() - own)[:, inner] * np.array([[WIDTH], [HEIGHT]])
+        assert off.max() < 0.02, "pixels of the photograph"
+
+
+@pytest.mark.parametrize(("params", "kind"), LENSES)
+def test_there_and_back_is_the_same_picture(params: list[float], kind: CameraType) -> None:
+    camera = make_camera(params, kind)
+    how = undistortion(camera)
+    assert how is not None
+    ys, xs = np.mgrid[:HEIGHT, :WIDTH]
+    smooth = (np.sin(xs / 9.0) * np.cos(ys / 7.0)).astype(np.float32)
+    there = through_nerfstudio(camera, np.repeat(smooth[..., None], 3, 2))[..., 0]
+    back, seen = how.back(torch.from_numpy(there)[None], (HEIGHT, WIDTH))
+    inner = cv2.erode(seen.numpy().astype(np.uint8), np.ones((7, 7)), borderValue=0) > 0
+    assert inner.mean() > 0.6 and np.abs(back[0].numpy() - smooth)[inner].max() < 0.02
+    assert np.abs(there[: HEIGHT // 2, : WIDTH // 2] - smooth[: HEIGHT // 2, : WIDTH // 2]).max() > 0.1, "it moved"
+
+
+def test_what_was_cropped_away_is_not_seen() -> None:
+    """Barrel distortion: the corners of the photograph lie outside of the cropped picture."""
+    how = undistortion(make_camera([-0.2, 0.03, 0.0, 0.0, 0.0, 0.0]))
+    assert how is not None
+    values = torch.arange(how.size[0], dtype=torch.float32).expand(1, how.size[1], -1)
+    back, seen = how.back(values, (HEIGHT, WIDTH))
+    assert not bool(seen[0, 0]) and not bool(seen[-1, -1]) and bool(seen[HEIGHT // 2, WIDTH // 2])
+    assert back[0, 0, 0] == 0 and back[0, -1, -1] == how.size[0] - 1, "the nearest pixel that was rendered"
+    assert how.photograph == (HEIGHT, WIDTH)
+
+
+def test_a_lens_without_an_inverse_shows_nothing_there() -> None:
+    """Strong distortion folds the plane: a solver may find a place that is not the pixel's."""
+    how = undistortion(make_camera([-0.6, 0.0, 0.0, 0.0, 0.0, 0.0]))
+    assert how is not None
+    positions = torch.from_numpy(how.positions).permute(2, 0, 1)
+    returned, seen = how.back(positions, (HEIGHT, WIDTH))
+    ys, xs = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    off = np.abs(returned.numpy() - np.stack([xs / WIDTH, ys / HEIGHT])) * np.array([WIDTH, HEIGHT])[:, None, None]
+    assert off[:, seen.numpy()].max() < 1.01

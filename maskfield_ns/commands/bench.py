@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from maskfield_ns.errors import BenchmarkError
-from maskfield_ns.evaluation.protocols.registry import BENCHMARKS
+from maskfield_ns.evaluation.protocols.registry import BENCHMARKS, Benchmark, published_tables
+from maskfield_ns.evaluation.published import published
 from maskfield_ns.evaluation.tables import (
     RunResult,
     Table,
@@ -35,17 +36,19 @@ def report(runs: Sequence[Path], output: Path) -> list[Table]:
     """
     results = [result for run in runs for result in find_results(run)]
     tables, text = [], ["# Benchmark report", ""]
-    for protocol in BENCHMARKS.values():
-        own = [result for result in results if result.details["protocol"] == protocol.name]
+    for key, protocol in published_tables().items():
+        own = [result for result in results if _as_scored(result).published == key]
         if not own:
             continue
         text += [f"## {protocol.title}", ""]
         for metric in protocol.metrics:
-            table = build_table(protocol, metric, own)
-            tables.append(table)
-            text.append(markdown(table))
+            having = [result for result in own if metric in _as_scored(result).metrics]
+            if having:
+                table = build_table(protocol, metric, having)
+                tables.append(table)
+                text.append(markdown(table))
         for number, result in enumerate(own):
-            text += _run_text(result, output, f"{protocol.name}_{result.scene}_{number}")
+            text += _run_text(result, output, f"{key.replace(':', '_')}_{result.scene}_{number}")
     text += [
         "Published figures are per cent as printed, means with their number of scenes; means over different numbers of "
         "scenes do not compare. Marks: [secondary] copied from another paper or a summary, [issue thread] said by the "
@@ -92,15 +95,29 @@ def listing() -> str:
     """The benchmarks with their rules and figures."""
     lines = []
     for each in BENCHMARKS.values():
-        figures = ", ".join(f"{title} ({key})" for key, title in each.metrics.items())
-        lines.append(f"{each.name}: {each.title}; predictions: {each.kind}; rules: {', '.join(each.rules)}; {figures}")
+        lines.append(f"{each.name}: {each.title}")
+        for number, rule in enumerate(each.rules):
+            own = each.under(rule)
+            figures = ", ".join(f"{title} ({key})" for key, title in own.metrics.items())
+            default = " (default)" if number == 0 else ""
+            lines.append(f"  --rule {rule}{default}: predictions: {own.kind}; {figures}")
     return "\n".join(lines)
 
 
-def published_tables() -> str:
+def all_published() -> str:
     """Every published figure as Markdown tables."""
-    tables = [build_table(each, metric, []) for each in BENCHMARKS.values() for metric in each.metrics]
+    tables = [
+        build_table(each, metric, [])
+        for key, each in published_tables().items()
+        for metric in each.metrics
+        if published(key, metric)
+    ]
     return "\n".join(markdown(table) for table in tables)
+
+
+def _as_scored(result: RunResult) -> Benchmark:
+    """The result's benchmark as its rule has it."""
+    return BENCHMARKS[result.details["protocol"]].under(result.details["rule"])
 
 
 def _read(path: Path) -> RunResult | None:
@@ -117,6 +134,8 @@ def _read(path: Path) -> RunResult | None:
         return None
     if details["protocol"] not in BENCHMARKS:
         raise BenchmarkError(f"{path} is of the protocol {details['protocol']}, which this version does not know.")
+    if details["rule"] not in BENCHMARKS[details["protocol"]].rules:
+        raise BenchmarkError(f"{path} was scored by the rule {details['rule']}, which this version does not know.")
     return RunResult(str(data.get("method_name") or ""), details, str(path))
 
 

@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import copy
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from maskfield_ns.errors import MaskfieldError
 
 
-def extract(data: Path, method: str, cache_dir: Path | None, proposer: str, embedder: str) -> None:
+def extract(
+    data: Path,
+    method: str,
+    cache_dir: Path | None,
+    proposer: str,
+    embedder: str,
+    dataparser: str | None = None,
+    dataparser_options: Sequence[str] = (),
+) -> None:
     """Builds the mask cache that ``ns-train METHOD --data DATA`` will read, and says how to use it.
 
     Args:
-        data: capture folder, or its transforms.json.
+        data: capture folder, or its transforms.json; with another dataparser what that one takes.
         method: name of a registered method; its foundation models are used.
         cache_dir: folder of the cache; None: inside the capture.
         proposer: kind of proposer (``mask_source.PROPOSERS``), or "preset" for the method's own.
         embedder: kind of embedder (``datamanager.EMBEDDERS``), or "preset".
+        dataparser: name of a dataparser, as ns-train knows it; None: the method's own.
+        dataparser_options: options of it, as a user would type them after its name.
 
     Raises:
-        MaskfieldError: no such method; a broken capture; weights that cannot be had; a cache that cannot be written.
+        MaskfieldError: no such method or dataparser; a broken capture or scene; weights that cannot be had; a
+            cache that cannot be written.
     """
     config = method_config(method)
     from maskfield_ns.data import mask_source
@@ -29,6 +41,8 @@ def extract(data: Path, method: str, cache_dir: Path | None, proposer: str, embe
     settings = config.pipeline.datamanager
     settings.data, settings.cache_dir = data, cache_dir
     settings.proposer_kind, settings.embedder_kind = proposer, embedder
+    if dataparser is not None:
+        settings.dataparser = dataparser_config(dataparser, dataparser_options)
     report = mask_source.extract(settings, config.machine.device_type)
     command = ["ns-train", method, "--data", str(data)]
     for flag, value, default in (
@@ -38,7 +52,31 @@ def extract(data: Path, method: str, cache_dir: Path | None, proposer: str, embe
     ):
         if value != default:
             command += [f"--pipeline.datamanager.{flag}", str(value)]
+    command += [] if dataparser is None else [dataparser, *dataparser_options]
     print(f"cache: {report.folder}\ntrain with it: {shlex.join(command)}")
+
+
+def dataparser_config(name: str, options: Sequence[str] = ()) -> Any:
+    """A dataparser's config as ns-train makes it of the words after the method's options.
+
+    Words that are no options of it end the process as tyro does, with a message and exit code 2.
+
+    Raises:
+        MaskfieldError: nerfstudio knows no such dataparser.
+    """
+    import tyro
+    from nerfstudio.configs.dataparser_configs import all_dataparsers
+
+    if name not in all_dataparsers:
+        raise MaskfieldError(f"there is no dataparser {name!r}; there are {', '.join(sorted(all_dataparsers))}")
+    return tyro.cli(
+        type(all_dataparsers[name]),
+        default=copy.deepcopy(all_dataparsers[name]),
+        args=list(options),
+        prog=f"maskfield extract --data DATA {name}",
+        # As ns-train: switches take True or False.
+        config=(tyro.conf.SuppressFixed, tyro.conf.FlagConversionOff),
+    )
 
 
 def method_config(name: str) -> Any:

@@ -44,7 +44,7 @@ def score(
     Raises:
         MaskfieldError: labels or predictions that are missing, broken or do not fit; files that cannot be written.
     """
-    chosen = benchmark(protocol)
+    chosen = benchmark(protocol).under(rule)
     label_set = chosen.open_labels(labels, class_file)
     worst = WorstCases()
     result = score_folder(chosen, predictions, label_set, rule, worst if pictures else None)

@@ -2,7 +2,7 @@
 
 Gaussians are rasterised by pinhole cameras, so nerfstudio's full-image datamanager undistorts every picture, crops the
 part that is filled everywhere, and changes the camera. Masks and labels belong to the photograph and have to follow
-through the same maps; ids must not be interpolated.
+through the same maps; ids must not be interpolated. Answers that are scored at the photograph's pixels go the way back.
 """
 
 from __future__ import annotations
@@ -12,12 +12,50 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float, Float32, Float64
 from nerfstudio.cameras.cameras import Cameras, CameraType
+from torch import Tensor
 
 from maskfield_ns.errors import CaptureError
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
+
+
+_ROUNDS = 100
+"""Iterations that OpenCV may take to take the distortion off a point; it stops when nothing changes any more."""
+_ASTRAY = 1.0
+"""Pixels by which there and back may miss. Far outside of the cropped picture distortion need not have an inverse."""
+
+
+@dataclass(frozen=True)
+class Lens:
+    """How a photograph was undistorted, in OpenCV's terms: the middle of the first pixel is at 0."""
+
+    matrix: Float64[np.ndarray, "3 3"]
+    """Of the photograph's camera."""
+    coefficients: Float64[np.ndarray, " K"]
+    fisheye: bool
+    undistorted: Float64[np.ndarray, "3 3"]
+    """Matrix of the undistorted picture, before it was cropped."""
+    corner: tuple[int, int]
+    """(column, row) where the cropped picture begins."""
+    size: tuple[int, int]
+    """(width, height) of the photograph."""
+
+    def undistort(self, points: Float64[np.ndarray, "N 2"]) -> Float64[np.ndarray, "N 2"]:
+        """Pixels of the photograph as pixels of the cropped picture; wrong where distortion has no inverse."""
+        import cv2
+
+        given = np.ascontiguousarray(points, np.float64)[:, None]
+        criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, _ROUNDS, 1e-9)
+        camera = (given, self.matrix, self.coefficients)
+        if self.fisheye:
+            found = cv2.fisheye.undistortPoints(*camera, R=np.eye(3), P=self.undistorted, criteria=criteria)
+        elif hasattr(cv2, "undistortPointsIter"):  # OpenCV 4: the plain function stops after five iterations
+            found = cv2.undistortPointsIter(*camera, np.eye(3), self.undistorted, criteria)  # type: ignore[attr-defined]
+        else:
+            found = cv2.undistortPoints(*camera, R=np.eye(3), P=self.undistorted, criteria=criteria)
+        return found[:, 0] - np.array(self.corner, np.float64)
 
 
 @dataclass(frozen=True)
@@ -26,6 +64,12 @@ class Undistortion:
 
     positions: Float32[np.ndarray, "h w 2"]
     """(x, y) of each pixel's centre in the photograph, as a share of its width and height."""
+    lens: Lens
+
+    @property
+    def photograph(self) -> tuple[int, int]:
+        """(height, width) of the photograph."""
+        return self.lens.size[1], self.lens.size[0]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -45,6 +89,31 @@ class Undistortion:
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         values = raster[..., row.clip(0, height - 1), column.clip(0, width - 1)]
         return np.where(inside, values, np.asarray(outside, raster.dtype))
+
+    def back(
+        self, maps: Float[Tensor, "N h w"], size: tuple[int, int]
+    ) -> tuple[Float[Tensor, "N H W"], Bool[Tensor, "H W"]]:
+        """Maps over the undistorted picture as the photograph would show them, at any resolution.
+
+        Args:
+            maps: at any resolution; interpolated linearly.
+            size: (height, width) over the photograph.
+
+        Returns:
+            Maps, and which pixels the undistorted picture shows; the others have the value of its nearest pixel.
+        """
+        height, width = size
+        columns = (np.arange(width) + 0.5) / width * self.lens.size[0] - 0.5
+        rows = (np.arange(height) + 0.5) / height * self.lens.size[1] - 0.5
+        points = np.stack(np.meshgrid(columns, rows), axis=-1)
+        found = self.lens.undistort(points.reshape(-1, 2)).reshape(points.shape)
+        # Beyond a few pictures' widths the numbers mean nothing, and float32 should not have to hold them.
+        shares = np.nan_to_num((found + 0.5) / self.size, nan=-9.0).clip(-9, 9).astype(np.float32)
+        grid = torch.from_numpy(2 * shares - 1)[None]
+        returned = _sample(torch.from_numpy(self.positions).permute(2, 0, 1), grid).permute(1, 2, 0).numpy()
+        astray = np.abs(returned * self.lens.size - 0.5 - points).max(axis=-1)
+        inside = (shares >= 0).all(axis=-1) & (shares <= 1).all(axis=-1) & (astray < _ASTRAY)
+        return _sample(maps, grid), torch.from_numpy(inside)
 
 
 def undistortion(camera: Cameras) -> Undistortion | None:
@@ -68,6 +137,7 @@ def undistortion(camera: Cameras) -> Undistortion | None:
     d = params.numpy().astype(np.float64)
     kind = int(camera.camera_type.item())
     left, top = 0, 0
+    coefficients = d[:4]
     if kind == CameraType.PERSPECTIVE.value:
         k1, k2, k3, _, p1, p2 = d
         coefficients = np.array([k1, k2, p1, p2, k3, 0, 0, 0])
@@ -87,4 +157,14 @@ def undistortion(camera: Cameras) -> Undistortion | None:
         )
     x, y = (m[top : top + h, left : left + w] for m in maps)
     positions = np.stack([(x + 0.5) / width, (y + 0.5) / height], axis=-1)
-    return Undistortion(positions.astype(np.float32))
+    fisheye, undistorted = kind == CameraType.FISHEYE.value, np.asarray(new, np.float64)
+    lens = Lens(matrix, coefficients, fisheye, undistorted, (left, top), (width, height))
+    return Undistortion(positions.astype(np.float32), lens)
+
+
+def _sample(maps: Float[Tensor, "N h w"], grid: Float[Tensor, "1 H W 2"]) -> Float[Tensor, "N H W"]:
+    """Linear interpolation at positions in -1..1 from edge to edge; beyond the outermost centres their values."""
+    sampled = torch.nn.functional.grid_sample(
+        maps[None].float(), grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
+    return sampled[0]

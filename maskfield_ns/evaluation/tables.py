@@ -55,6 +55,7 @@ class Table:
     """One figure of one benchmark."""
 
     protocol: Benchmark
+    """As the rules whose figures compare have it."""
     metric: str
     scenes: list[str]
     rows: list[Row] = field(default_factory=list)
@@ -77,7 +78,7 @@ def split_name(details: dict[str, Any]) -> str:
 
 def build_table(protocol: Benchmark, metric: str, runs: Sequence[RunResult]) -> Table:
     """Published rows first, then ours: one row per setting; a second run of a scene gets a row of its own."""
-    rows = published(protocol.name, metric)
+    rows = published(protocol.published, metric)
     scenes = list(dict.fromkeys(row.scene for row in rows if not row.scene.startswith("mean of")))
     column = {run.scene: _published_scene(run.scene, scenes) for run in runs}
     table = Table(protocol, metric, scenes + [s for s in dict.fromkeys(column.values()) if s not in scenes])
@@ -151,7 +152,7 @@ def comma_separated(tables: Sequence[Table]) -> str:
         for row in table.rows:
             for scene, value in [*row.cells.items(), *([("mean", row.mean)] if row.mean else [])]:
                 writer.writerow(
-                    [table.protocol.name, table.metric, row.method, int(row.ours), scene, value, row.source]
+                    [table.protocol.published, table.metric, row.method, int(row.ours), scene, value, row.source]
                 )
     return text.getvalue()
 

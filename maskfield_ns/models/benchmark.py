@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from maskfield_ns.data.undistortion import Undistortion
 from maskfield_ns.errors import BenchmarkError
-from maskfield_ns.evaluation.metrics import binary_iou, inclusive_box, mean_or_none
+from maskfield_ns.evaluation.metrics import binary_iou, mean_or_none
 from maskfield_ns.evaluation.protocols.known import unexpected
 from maskfield_ns.evaluation.protocols.labels import ViewLabels, check_aspect
 from maskfield_ns.evaluation.protocols.predictions import ViewPrediction, write_prediction
 from maskfield_ns.evaluation.protocols.registry import benchmark
+from maskfield_ns.evaluation.protocols.sentences import sentences
 from maskfield_ns.evaluation.worst import WorstCases
 from maskfield_ns.models.mask_outputs import Outputs, ViewAnswer, answer_view, ask
 from maskfield_ns.queries import decision
@@ -39,7 +38,8 @@ class BenchmarkEvaluator:
         info: what the dataparser put into the metadata under ``benchmark``.
         output: folder for predictions (in the format of ``maskfield score``) and pictures of the worst cases; None:
             nothing is written.
-        undistortions: by image name, what was done to the pictures that are rendered; labels go the same way.
+        undistortions: by image name, what was done to the pictures that are rendered; answers are brought back to the
+            photograph's pixels, where the labels are.
 
     Raises:
         BenchmarkError: labels that are missing or inconsistent.
@@ -56,7 +56,7 @@ class BenchmarkEvaluator:
         self.undistortions = undistortions or {}
         self.head: QueryHead = model.query_head
         self.rule: DecisionRule = model.config.decision
-        self.protocol = benchmark(info["protocol"])
+        self.protocol = benchmark(info["protocol"]).under(info.get("rule"))
         self.protocol_rule = self.protocol.rule(info.get("rule"))
         class_file = info.get("class_file")
         self.labels = self.protocol.open_labels(Path(info["labels"]), Path(class_file) if class_file else None)
@@ -68,6 +68,7 @@ class BenchmarkEvaluator:
         self.scorer = self.protocol.make_scorer(self.protocol_rule, self.labels.phrases, self.worst)
         self.notes: list[str] = unexpected(self.protocol.name, info["scene"], self.labels)
         self._resized = False
+        self._unseen: list[float] = []
         self._own: list[float] = []
         self._sizes: set[tuple[int, int]] = set()
         self._classes: Tensor | None = None
@@ -86,15 +87,19 @@ class BenchmarkEvaluator:
             return
         how = self.undistortions.get(name)
         rendered = (int(outputs.features.shape[0]), int(outputs.features.shape[1]))
-        labels = self.labels.load(view, None if self.labels.fixed_size or how else rendered)
-        if how is not None:
-            labels = self._undistorted(labels, how)
-        check_aspect(f"view {view} of {self.info['labels']}", labels.size, rendered)
-        prediction = self._predict(labels, outputs.features)
+        shown = rendered if how is None else how.photograph
+        labels = self.labels.load(view, None if self.labels.fixed_size else shown)
+        check_aspect(f"view {view} of {self.info['labels']}", labels.size, shown)
+        prediction = self._predict(labels, outputs.features, how)
         self._sizes.add(labels.size)
         self.scorer.add(labels, prediction)
-        self.worst.picture(view, (outputs["rgb"].detach().clamp(0, 1) * 255).byte().cpu().numpy())
-        if self.output is not None and how is None:
+        colours = outputs["rgb"].detach().clamp(0, 1)
+        if how is not None:
+            bent, seen = how.back(colours.permute(2, 0, 1).cpu(), shown)
+            colours = (bent * seen).permute(1, 2, 0)
+            self._unseen.append(1 - float(seen.float().mean()))
+        self.worst.picture(view, (colours * 255).byte().cpu().numpy())
+        if self.output is not None:
             write_prediction(self.output / PREDICTIONS, view, prediction, labels.phrases)
 
     def summary(self) -> tuple[dict[str, float], dict[str, Any]]:
@@ -109,6 +114,12 @@ class BenchmarkEvaluator:
         notes = list(self.notes)
         if self._resized:
             notes.append("views were rendered at another size than the labels and resized (bilinear)")
+        if self._unseen:
+            lost = 100 * max(self._unseen)
+            notes.append(
+                "views were rendered without lens distortion and their answers brought back to the photographs' pixels "
+                f"(bilinear); up to {lost:.1f} % of a view, along its border, was not rendered and has no answer"
+            )
         details = result.to_json() | {
             "protocol": self.protocol.name,
             "rule": self.protocol_rule,
@@ -128,46 +139,31 @@ class BenchmarkEvaluator:
             details["worst_cases"] = str((path.parent / WORST_SHEET).resolve())
         write_json(path, {"benchmark": details})
 
-    def _undistorted(self, labels: ViewLabels, how: Undistortion) -> ViewLabels:
-        """Labels as an undistorted, cropped picture shows them; phrases that it does not show any more are left out."""
-        note = (
-            "views were undistorted and cropped to be rendered, and their labels with them; predictions are not saved"
-        )
-        if note not in self.notes:
-            self.notes.append(note)
-        size = (how.size[1], how.size[0])
-        if labels.masks is None:
-            assert labels.index is not None
-            return replace(labels, size=size, index=how.apply(labels.index))
-        masks = how.apply(labels.masks, False)
-        if not labels.boxes:
-            return replace(labels, size=size, masks=masks)
-        boxes = [_undistorted_boxes(group, labels.size, how) for group in labels.boxes]
-        shown = [i for i in range(len(masks)) if masks[i].any() and len(boxes[i])]
-        if len(shown) < len(masks):
-            lost = ", ".join(phrase for i, phrase in enumerate(labels.phrases) if i not in shown)
-            self.notes.append(f"cropped out of view {labels.view}: {lost}")
-        phrases = tuple(labels.phrases[i] for i in shown)
-        return ViewLabels(labels.view, phrases, size, masks[shown], tuple(boxes[i] for i in shown))
-
     # --- predictions --------------------------------------------------------------------------------------------------
 
-    def _predict(self, labels: ViewLabels, features: Float[Tensor, "H W D"]) -> ViewPrediction:
+    def _predict(
+        self, labels: ViewLabels, features: Float[Tensor, "H W D"], how: Undistortion | None
+    ) -> ViewPrediction:
         if self.protocol.kind == "classes":
-            scores = self.class_scores(features)
-            if scores.shape[1:] != labels.size:
-                scores = self._to_size(scores, labels.size)
-            return ViewPrediction(scores=scores.cpu().numpy())
+            # Every pixel must have a class: what was not rendered takes that of the nearest pixel that was.
+            scores, _ = self._at_labels(self.class_scores(features).cpu(), labels.size, how)
+            return ViewPrediction(scores=scores.numpy())
         answer = self._answer(labels.phrases, features)
-        if self.protocol.kind == "masks":
+        if self.protocol.kind == "masks" and how is None:  # resized by the scorer, as the protocol says
             return ViewPrediction(masks=dict(zip(labels.phrases, answer.masks, strict=True)))
         maps, masks = torch.from_numpy(answer.relevancy), torch.from_numpy(answer.masks)
-        if maps.shape[1:] != labels.size:
-            maps, masks = self._to_size(maps, labels.size), self._to_size(masks.float(), labels.size) > 0.5
+        if maps.shape[1:] != labels.size or how is not None:
+            lowest = maps.amin(dim=(1, 2), keepdim=True)
+            maps, seen = self._at_labels(maps, labels.size, how)
+            maps = torch.where(seen, maps, lowest)
+            masks = (self._at_labels(masks.float(), labels.size, how)[0] > 0.5) & seen
+        own_masks = dict(zip(labels.phrases, masks.numpy(), strict=True))
+        if self.protocol.kind != "relevancy":
+            return ViewPrediction(masks=own_masks)
         if labels.masks is not None:  # the method's own masks, which may also say "not here", beside the protocol's
             ious = [binary_iou(own, label) for own, label in zip(masks.numpy(), labels.masks, strict=True)]
             self._own += [0.0 if iou is None else iou for iou in ious]
-        return ViewPrediction(relevancy=dict(zip(labels.phrases, maps.numpy()[:, None], strict=True)))
+        return ViewPrediction(dict(zip(labels.phrases, maps.numpy()[:, None], strict=True)), own_masks)
 
     def _answer(self, phrases: tuple[str, ...], features: Float[Tensor, "H W D"]) -> ViewAnswer:
         negatives = self.model.text(self.model.config.negatives)
@@ -203,34 +199,23 @@ class BenchmarkEvaluator:
     def _class_embeddings(self) -> Float[Tensor, "C D"]:
         if self._classes is None:
             names = self.labels.phrases
-            if self.info.get("templates", "none") == "none":
+            templates = sentences(self.info.get("templates", "none"))
+            if len(templates) == 1:
                 self._classes = self.model.text(names)
             else:
-                self._classes = torch.stack([self._averaged(name) for name in names])
+                means = [self.model.text([sentence(name) for sentence in templates]).mean(dim=0) for name in names]
+                self._classes = torch.nn.functional.normalize(torch.stack(means), dim=1)
         assert self._classes is not None
         return self._classes
 
-    def _averaged(self, name: str) -> Float[Tensor, " D"]:
-        from open_clip import OPENAI_IMAGENET_TEMPLATES
-
-        sentences = self.model.text([template(name) for template in OPENAI_IMAGENET_TEMPLATES])
-        return torch.nn.functional.normalize(sentences.mean(dim=0), dim=0)
-
-    def _to_size(self, maps: Float[Tensor, "N h w"], size: tuple[int, int]) -> Float[Tensor, "N H W"]:
-        self._resized = True
-        return torch.nn.functional.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
-
-
-def _undistorted_boxes(
-    boxes: Float[np.ndarray, "N 4"], size: tuple[int, int], how: Undistortion
-) -> Float[np.ndarray, "M 4"]:
-    """Boxes around what the given ones become."""
-    found = []
-    for x0, y0, x1, y1 in boxes:
-        filled = np.zeros(size, bool)
-        (left, right), (top, bottom) = sorted((x0, x1)), sorted((y0, y1))
-        filled[max(0, int(np.ceil(top))) : int(bottom) + 1, max(0, int(np.ceil(left))) : int(right) + 1] = True
-        filled = how.apply(filled, False)
-        if filled.any():
-            found.append(inclusive_box(filled))
-    return np.array(found, float).reshape(-1, 4)
+    def _at_labels(
+        self, maps: Float[Tensor, "N h w"], size: tuple[int, int], how: Undistortion | None
+    ) -> tuple[Float[Tensor, "N H W"], Bool[Tensor, "H W"]]:
+        """Rendered maps at the labels' pixels, and which of these were rendered."""
+        if how is not None:
+            self._resized |= size != how.photograph
+            return how.back(maps, size)
+        if maps.shape[1:] != size:
+            self._resized = True
+            maps = torch.nn.functional.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+        return maps, torch.ones(size, dtype=torch.bool)

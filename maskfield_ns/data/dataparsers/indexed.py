@@ -38,8 +38,9 @@ class ReplicaDataParserConfig(BenchmarkDataParserConfig):
     """Class list, if it is not classes.txt in the scene's folder. Read by evaluation only."""
     blank_competes: bool = True
     """Whether the void class, asked as a single space, takes part in the argmax, as in OV-NeRF's code."""
-    templates: Literal["none", "imagenet"] = "none"
-    """Class names as they are, or averaged over OpenCLIP's 80 ImageNet sentences (OV-NeRF adds five more)."""
+    templates: Literal["none", "imagenet", "ov-nerf"] = "none"
+    """Class names as they are, averaged over OpenAI's 80 ImageNet sentences, or over OV-NeRF's 85, which add five like
+    "there is a NAME in the scene."."""
     intrinsics_size: Optional[tuple[int, int]] = None  # noqa: UP045
     """(width, height) that intrinsics.txt is for. None: 640x480 for Replica, 1296x968 for ScanNet."""
 

@@ -104,12 +104,14 @@ class PolygonLabels(LabelSet):
 
 @dataclass
 class IndicatorLabels(LabelSet):
-    """3D-OVS: ``segmentations/classes.txt`` and ``segmentations/<view>/<class>.png``. Only the value 255 counts.
+    """3D-OVS: ``segmentations/classes.txt`` and ``segmentations/<view>/<class>.png``.
 
+    Values from ``darkest`` on count: only 255 in 3D-OVS's evaluator and its heirs, any grey in that of Occam's LGS.
     Classes are in Python's string order (upper case first), whatever the order of the file.
     """
 
     directory: Path
+    darkest: int = 255
     views: tuple[str, ...] = field(init=False)
     phrases: tuple[str, ...] = field(init=False)
     fixed_size: bool = field(default=False, init=False)
@@ -138,7 +140,7 @@ class IndicatorLabels(LabelSet):
         wanted = size or own
         check_aspect(self.directory / view, own, wanted)
         # Read, resized, then cut: as the reference does.
-        masks = np.stack([nearest(picture, wanted) == 255 for picture in pictures])
+        masks = np.stack([nearest(picture, wanted) >= self.darkest for picture in pictures])
         return ViewLabels(view, self.phrases, wanted, masks)
 
 

@@ -15,6 +15,8 @@ BOUNDARY_RATIO = 0.02
 """Width of the boundary as a share of the image diagonal."""
 FOREGROUND_ABOVE = 128
 """8-bit grey values above this are foreground, in labels and predictions alike."""
+SILHOUETTE_ABOVE = 10
+"""The same in OpenGaussian's evaluator (yanmin-wu/OpenGaussian ``scripts/compute_lerf_iou.py``)."""
 
 
 def boundary_width(height: int, width: int, ratio: float = BOUNDARY_RATIO) -> int:

@@ -14,15 +14,18 @@ from PIL import Image
 
 from maskfield_ns.data import layouts
 from maskfield_ns.errors import BenchmarkError
-from maskfield_ns.evaluation.protocols.masks import FOREGROUND_ABOVE
+from maskfield_ns.evaluation.protocols.masks import FOREGROUND_ABOVE, SILHOUETTE_ABOVE
 
-Kind = Literal["relevancy", "masks", "classes"]
+Kind = Literal["relevancy", "masks", "silhouettes", "classes"]
+"""``silhouettes`` are masks for OpenGaussian's evaluator: grey values above 10 count, and files may be called as its
+renderer calls them, ``<view>_<phrase>.png``."""
+_MASKS = {"masks": FOREGROUND_ABOVE, "silhouettes": SILHOUETTE_ABOVE}
 _READ_ERRORS = (OSError, ValueError, EOFError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
 class ViewPrediction:
-    """What a method says about one view. Exactly one of the four is given."""
+    """What a method says about one view. One of the four is given; relevancy may come with the method's own masks."""
 
     relevancy: dict[str, Float[np.ndarray, "L H W"]] | None = None
     """Per phrase one relevancy map per level."""
@@ -63,7 +66,7 @@ def read_prediction(directory: Path, view: str, kind: Kind, phrases: Sequence[st
         elif kind == "classes":
             prediction = _class_map(directory, view, len(phrases))
         else:
-            prediction = _from_folder(directory / view, kind, phrases)
+            prediction = _from_folder(directory, view, kind, phrases)
         if prediction is not None:
             _ = prediction.size
     except ValueError as error:
@@ -78,12 +81,13 @@ def write_prediction(directory: Path, view: str, prediction: ViewPrediction, phr
         BenchmarkError: the file cannot be written.
     """
     arrays: dict[str, np.ndarray] = {}
-    if prediction.relevancy is not None:
-        arrays["phrases"] = np.array(list(prediction.relevancy), dtype=str)
-        arrays["relevancy"] = np.stack(list(prediction.relevancy.values())).astype(np.float32)
-    elif prediction.masks is not None:
-        arrays["phrases"] = np.array(list(prediction.masks), dtype=str)
-        arrays["masks"] = np.stack(list(prediction.masks.values()))
+    asked = prediction.relevancy if prediction.relevancy is not None else prediction.masks
+    if asked is not None:
+        arrays["phrases"] = np.array(list(asked), dtype=str)
+        if prediction.relevancy is not None:
+            arrays["relevancy"] = np.stack(list(prediction.relevancy.values())).astype(np.float32)
+        if prediction.masks is not None:
+            arrays["masks"] = np.stack([prediction.masks[phrase] for phrase in asked])
     elif prediction.scores is not None:
         arrays["phrases"], arrays["scores"] = np.array(list(phrases), dtype=str), prediction.scores.astype(np.float32)
     elif prediction.classes is not None:
@@ -101,7 +105,7 @@ def write_prediction(directory: Path, view: str, prediction: ViewPrediction, phr
 
 
 def _from_npz(path: Path, kind: Kind, phrases: Sequence[str]) -> ViewPrediction:
-    names = {"relevancy": ("relevancy",), "masks": ("masks",), "classes": ("classes", "scores")}[kind]
+    names = {"relevancy": ("relevancy",), "classes": ("classes", "scores")}.get(kind, ("masks",))
     try:
         with np.load(path, allow_pickle=False) as archive:
             found = next((name for name in names if name in archive.files), None)
@@ -129,23 +133,26 @@ def _from_npz(path: Path, kind: Kind, phrases: Sequence[str]) -> ViewPrediction:
         return ViewPrediction(scores=_floats(path, np.stack([maps[phrase] for phrase in phrases]), 3))
     chosen = {phrase: maps[phrase] for phrase in phrases if phrase in maps}
     if found == "masks":
-        return ViewPrediction(masks={phrase: _as_mask(path, each) for phrase, each in chosen.items()})
+        return ViewPrediction(masks={phrase: _as_mask(path, each, kind) for phrase, each in chosen.items()})
     return ViewPrediction(relevancy={phrase: _levels(path, each) for phrase, each in chosen.items()})
 
 
-def _from_folder(folder: Path, kind: Kind, phrases: Sequence[str]) -> ViewPrediction | None:
-    if not folder.is_dir():
-        return None
+def _from_folder(directory: Path, view: str, kind: Kind, phrases: Sequence[str]) -> ViewPrediction | None:
+    flat = kind == "silhouettes"
     maps: dict[str, np.ndarray] = {}
     for phrase in phrases:
-        array, picture = folder / f"{phrase}.npy", folder / f"{phrase}.png"
+        array, picture = directory / view / f"{phrase}.npy", directory / view / f"{phrase}.png"
+        if flat and not picture.is_file():
+            picture = directory / f"{view}_{phrase}.png"
         if array.is_file():
             loaded = _load_npy(array)
-            maps[phrase] = _as_mask(array, loaded) if kind == "masks" else _levels(array, loaded)
+            maps[phrase] = _as_mask(array, loaded, kind) if kind in _MASKS else _levels(array, loaded)
         elif picture.is_file():
-            grey = _load_picture(picture)
-            maps[phrase] = grey > FOREGROUND_ABOVE if kind == "masks" else grey[None].astype(np.float32)
-    return ViewPrediction(masks=maps) if kind == "masks" else ViewPrediction(relevancy=maps)
+            grey = _load_picture(picture, to_grey=flat)
+            maps[phrase] = grey > _MASKS[kind] if kind in _MASKS else grey[None].astype(np.float32)
+    if not maps and not (directory / view).is_dir():
+        return None
+    return ViewPrediction(masks=maps) if kind in _MASKS else ViewPrediction(relevancy=maps)
 
 
 def _class_map(directory: Path, view: str, count: int) -> ViewPrediction | None:
@@ -178,13 +185,13 @@ def _load_npy(path: Path) -> np.ndarray:
         raise BenchmarkError(f"{path} cannot be read as a NumPy array: {error}.") from error
 
 
-def _load_picture(path: Path) -> np.ndarray:
+def _load_picture(path: Path, to_grey: bool = False) -> np.ndarray:
     try:
         with Image.open(path) as picture:
-            mode, values = picture.mode, np.asarray(picture)
+            mode, values = picture.mode, np.asarray(picture.convert("L") if to_grey else picture)
     except _READ_ERRORS as error:
         raise BenchmarkError(f"{path} cannot be read as a picture: {error}.") from error
-    if mode == "1":
+    if mode == "1" and not to_grey:
         return values.astype(np.uint8) * 255
     if values.ndim != 2:
         raise BenchmarkError(f"{path} must be grey or palette, but its mode is {mode}.")
@@ -206,13 +213,13 @@ def _levels(path: Path, values: np.ndarray) -> np.ndarray:
     return _floats(path, values[None] if values.ndim == 2 else values, 3)
 
 
-def _as_mask(path: Path, values: np.ndarray) -> np.ndarray:
+def _as_mask(path: Path, values: np.ndarray, kind: Kind) -> np.ndarray:
     if values.ndim != 2 or values.dtype.kind not in "biu":
         raise BenchmarkError(f"{path}: a mask is [H, W] of booleans or integers, not {values.dtype}{values.shape}.")
     if values.dtype == bool:
         return values
     # 0/1 and 0/255 are both in use.
-    return values > (FOREGROUND_ABOVE if values.size and values.max() > 1 else 0)
+    return values > (_MASKS[kind] if values.size and values.max() > 1 else 0)
 
 
 def _as_classes(path: Path, values: np.ndarray, count: int) -> np.ndarray:

@@ -121,10 +121,10 @@ class QueryScorer(Scorer):
                 rows[phrase]["empty"] = True
             self._on_case(Case(labels.view, phrase, rows[phrase]["iou"], mask, label))
         return {
-            "figures": _defined(
+            "figures": defined(
                 {
-                    "miou": _mean([row["iou"] for row in rows.values()]),
-                    "localisation_accuracy": _mean([float(row["hit"]) for row in rows.values()]),
+                    "miou": mean_of([row["iou"] for row in rows.values()]),
+                    "localisation_accuracy": mean_of([float(row["hit"]) for row in rows.values()]),
                 }
             ),
             "classes": rows,
@@ -134,26 +134,26 @@ class QueryScorer(Scorer):
         rows = [row for view in self._views.values() for row in view["classes"].values()]
         ious, hits = self._pairs("iou"), self._pairs("hit")
         figures = {
-            "miou": _mean([row["iou"] for row in rows]),
-            "localisation_accuracy": _mean([float(row["hit"]) for row in rows]),
+            "miou": mean_of([row["iou"] for row in rows]),
+            "localisation_accuracy": mean_of([float(row["hit"]) for row in rows]),
             "num_pairs": float(len(rows)),
             "num_views": float(len(self._views)),
         }
         table = {
-            phrase: _defined(
+            phrase: defined(
                 {
-                    "iou": _mean(ious[phrase]),
-                    "localisation_accuracy": _mean([float(hit) for hit in hits[phrase]]),
+                    "iou": mean_of(ious[phrase]),
+                    "localisation_accuracy": mean_of([float(hit) for hit in hits[phrase]]),
                     "num_views": float(len(ious[phrase])),
                 }
             )
             for phrase in ious
         }
-        notes = _missing_note(rows)
+        notes = missing_note(rows)
         empty = sum(1 for row in rows if row.get("empty"))
         if empty:
             notes.append(f"{empty} pairs have neither label nor answer and count 0 (the published code has 0/0 there)")
-        return SceneScore(_defined(figures), table, self._views, notes)
+        return SceneScore(defined(figures), table, self._views, notes)
 
 
 class MaskScorer(Scorer):
@@ -173,33 +173,33 @@ class MaskScorer(Scorer):
             if iou is not None:
                 self._on_case(Case(labels.view, phrase, iou, pred, label))
         figures = {
-            "miou": _mean([row["iou"] for row in rows.values()]),
-            "mbiou": _mean([row["boundary_iou"] for row in rows.values()]),
+            "miou": mean_of([row["iou"] for row in rows.values()]),
+            "mbiou": mean_of([row["boundary_iou"] for row in rows.values()]),
         }
-        return {"figures": _defined(figures), "classes": rows}
+        return {"figures": defined(figures), "classes": rows}
 
     def _result(self) -> SceneScore:
         ious, edges = self._pairs("iou"), self._pairs("boundary_iou")
         rows = [row for view in self._views.values() for row in view["classes"].values()]
         table = {
-            phrase: _defined(
+            phrase: defined(
                 {
-                    "iou": _mean(ious[phrase]),
-                    "boundary_iou": _mean(edges[phrase]),
+                    "iou": mean_of(ious[phrase]),
+                    "boundary_iou": mean_of(edges[phrase]),
                     "num_views": float(len(ious[phrase])),
                 }
             )
             for phrase in ious
         }
-        figures = _defined(
+        figures = defined(
             {
-                "miou": _mean([row.get("iou") for row in table.values()]),
-                "mbiou": _mean([row.get("boundary_iou") for row in table.values()]),
+                "miou": mean_of([row.get("iou") for row in table.values()]),
+                "mbiou": mean_of([row.get("boundary_iou") for row in table.values()]),
                 "num_pairs": float(len(rows)),
                 "num_views": float(len(self._views)),
             }
         )
-        notes = _missing_note(rows)
+        notes = missing_note(rows)
         empty = sum(1 for row in rows if row["iou"] is None)
         if empty:
             notes.append(f"{empty} pairs have neither label nor answer and are left out (the published code has NaN)")
@@ -232,15 +232,15 @@ class IndicatorScorer(Scorer):
         views = self._views.values()
         ious = self._pairs("iou")
         figures = {
-            "miou": _mean([view["figures"]["miou"] for view in views]),
-            "accuracy": _mean([view["figures"]["accuracy"] for view in views]),
+            "miou": mean_of([view["figures"]["miou"] for view in views]),
+            "accuracy": mean_of([view["figures"]["accuracy"] for view in views]),
             "num_pairs": float(sum(len(values) for values in ious.values())),
             "num_views": float(len(self._views)),
         }
         empty = sum(1 for view in views for row in view["classes"].values() if row.get("empty"))
         notes = [f"{empty} (view, class) pairs have neither label nor answer and count 0"] if empty else []
-        table = {phrase: _defined({"iou": _mean(values)}) for phrase, values in ious.items()}
-        return SceneScore(_defined(figures), table, self._views, notes)
+        table = {phrase: defined({"iou": mean_of(values)}) for phrase, values in ious.items()}
+        return SceneScore(defined(figures), table, self._views, notes)
 
 
 class ConfusionScorer(Scorer):
@@ -267,14 +267,14 @@ class ConfusionScorer(Scorer):
             self._on_case(Case(labels.view, self._name(index), score.iou[index], pred == index, label))
         figures = {"miou": score.miou, "accuracy": score.accuracy, "class_accuracy": score.class_accuracy}
         return {
-            "figures": _defined(figures),
+            "figures": defined(figures),
             "classes": {self._name(index): {"iou": iou} for index, iou in score.iou.items()},
         }
 
     def _result(self) -> SceneScore:
         views = [view["figures"] for view in self._views.values()]
         whole = class_rules.confusion_score(self._total)
-        by_image = {key: _mean([view.get(key) for view in views]) for key in ("miou", "accuracy")}
+        by_image = {key: mean_of([view.get(key) for view in views]) for key in ("miou", "accuracy")}
         at_once = {
             "miou": whole.miou,
             "accuracy": whole.accuracy,
@@ -289,7 +289,7 @@ class ConfusionScorer(Scorer):
         bare = [name for name, view in self._views.items() if not view["figures"]]
         notes = [f"{len(bare)} views have no labelled pixel and are left out: {', '.join(bare)}"] if bare else []
         table = {self._name(index): {"iou": iou} for index, iou in whole.iou.items()}
-        return SceneScore(_defined(figures), table, self._views, notes)
+        return SceneScore(defined(figures), table, self._views, notes)
 
     def _name(self, index: int) -> str:
         return self.names[index].strip() or "void"
@@ -312,15 +312,18 @@ def _class_map(labels: ViewLabels, prediction: ViewPrediction | None, rule: str)
     return pred
 
 
-def _missing_note(rows: Sequence[dict[str, Any]]) -> list[str]:
+def missing_note(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What a user should know about pairs without a prediction."""
     missing = sum(1 for row in rows if row.get("missing"))
     return [f"{missing} of {len(rows)} pairs have no prediction and count 0"] if missing else []
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """Mean of what is defined; None when nothing is."""
     given = [value for value in values if value is not None]
     return float(np.mean(given)) if given else None
 
 
-def _defined(figures: dict[str, float | None]) -> dict[str, float]:
+def defined(figures: dict[str, float | None]) -> dict[str, float]:
+    """Without what is None."""
     return {key: value for key, value in figures.items() if value is not None}
