@@ -46,6 +46,11 @@ class MaskStageConfig:
     """A thing must be found in at least this many training views to get a query."""
     trust_power: float = 4.0
     """A mask's CLIP vector counts by its agreement (IoU) with its group to this power; 0: all count alike."""
+    min_agreement: float = 0.5
+    """A mask whose IoU with what its group's views say is below this says nothing about pixels."""
+    nested_share: float = 0.7
+    """A group of which a larger one of the same level covers this share, where it sees it, goes one level down (its
+    masks were ranked too high where the larger thing was missed); above 1: never."""
     rematch_every: int = 0
     """With the consensus rule: from ``rematch_after`` on, match again each time a view comes up (1) or never (0)."""
     rematch_after: int = 200
@@ -104,14 +109,15 @@ class MaskStage:
         self.prepared = True
         if self.config.rule == "reference":
             return
-        from maskfield_ns.queries.association import ViewMasks, associate
+        from maskfield_ns.queries.association import ViewMasks, associate, nested
 
         targets = [self.views[v] for v in range(len(self.views))]
         # Rays that the capture's own masks exclude see nothing that counts.
         cells = [np.where(t.valid.ravel(), self.surface_cells(v).cpu().numpy(), -1) for v, t in enumerate(targets)]
         explained: list[list[tuple[int, int, float]]] = [[] for _ in cells]
-        for level in range(len(LEVELS)):
-            of_level = [np.nonzero(t.levels == level)[0] for t in targets]
+        levels = [t.levels.copy() for t in targets]
+        for level in reversed(range(len(LEVELS))):
+            of_level = [np.nonzero(own == level)[0] for own in levels]
             level_views = [
                 ViewMasks(c, t.masks[k].reshape(len(k), t.valid.size).astype(np.float32))
                 for c, t, k in zip(cells, targets, of_level, strict=True)
@@ -119,6 +125,12 @@ class MaskStage:
             groups = associate(
                 level_views, self.num_cells, self.config.group_threshold, min_views=self.config.min_views
             )
+            if level and self.config.nested_share <= 1:
+                parts = nested(level_views, groups, self.num_cells, self.config.nested_share, self.config.min_agreement)
+                for group in (g for g, part in zip(groups, parts, strict=True) if part):
+                    for view, local in group.members:
+                        levels[view][of_level[view][local]] = level - 1
+                groups = [g for g, part in zip(groups, parts, strict=True) if not part]
             for query, group in zip(self.head.bank(level).tolist(), groups, strict=False):
                 if not adopt and self.head.support[query] == 0:
                     continue  # masks were grouped differently when the run was started: this query was not in use
@@ -127,7 +139,8 @@ class MaskStage:
                     k = int(of_level[view][local])
                     # A mask that holds half of the thing or its neighbour too has a CLIP vector of something else.
                     trust = agreement**self.config.trust_power
-                    explained[view].append((query, k, trust))
+                    if agreement >= self.config.min_agreement:
+                        explained[view].append((query, k, trust))
                     weight = trust * float(targets[view].areas[k]) ** 0.5 * float(targets[view].scores[k])
                     total += weight * torch.from_numpy(targets[view].embeddings[k])
                 if adopt:

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+
+_MUCH_LARGER = 1.5
+"""Ratio of sizes from which one group can be a part of the other, rather than another opinion of the same thing."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,43 @@ def consensus_iou(masks: sp.csr_matrix, seen: sp.csr_matrix) -> Float[np.ndarray
     common = masks @ consensus
     union = np.asarray(masks.sum(1)).ravel() + seen @ consensus - common
     return np.divide(common, union, out=np.zeros(len(common)), where=union > 0)
+
+
+def nested(
+    views: list[ViewMasks], groups: list[Group], num_cells: int, share: float = 0.7, min_agreement: float = 0.5
+) -> Bool[np.ndarray, " G"]:
+    """Which of one level's groups are parts of a larger one of the same level.
+
+    A proposer ranks the masks of each view by what contains what, so a patch of a ball counts as a whole wherever the
+    ball itself was missed. Over all views it shows: of the cells of the patch, the ball's masks cover most wherever
+    they see them. Things on a table are told from parts of it by the holes that its masks have there in most views.
+
+    Args:
+        views: masks and cells per view.
+        groups: what :func:`associate` made of them.
+        num_cells: size of the cell index space.
+        share: of a group's cells, counted in every view that has masks of the larger group, those masks cover at least
+            this much.
+        min_agreement: masks that agree less with their own group do not count.
+    """
+    members, seen, view_of = mask_cells(views, num_cells)
+    used = np.unique(members.indices)
+    members, seen = _compact(members, used), _compact(seen, used)
+    first = np.searchsorted(view_of, np.arange(len(views)))
+    covered, sees = [sp.csr_matrix((0, len(used)))], [sp.csr_matrix((0, len(used)))]
+    for group in groups:
+        chosen = [m for m, a in zip(group.members, group.agreement, strict=True) if a >= min_agreement]
+        by_view = [first[v] + [k for w, k in chosen if w == v] for v in sorted({v for v, _ in chosen})]
+        # Several masks of a view are one answer of it.
+        unions = [_ones(*members[rows].sum(0).nonzero(), (1, len(used))) for rows in by_view]
+        covered.append(sp.csr_matrix(sp.vstack(unions).sum(0)) if unions else sp.csr_matrix((1, len(used))))
+        sees.append(sp.csr_matrix(seen[sorted({v for v, _ in chosen})].sum(0)))
+    votes, chances = sp.csr_matrix(sp.vstack(covered)), sp.csr_matrix(sp.vstack(sees))
+    core = (votes > 0.5 * chances).astype(np.float64)
+    sizes = np.asarray(core.sum(1)).ravel()
+    inside, possible = (core @ votes.T).toarray(), (core @ chances.T).toarray()
+    parent = (inside >= share * possible) & (possible > 0) & (sizes[None] >= _MUCH_LARGER * sizes[:, None])
+    return (parent & (sizes[:, None] > 0)).any(axis=1)
 
 
 def _ones(rows: Int[np.ndarray, " N"], columns: Int[np.ndarray, " N"], shape: tuple[int, int]) -> sp.csr_matrix:
