@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskfield_ns.queries.association import Group, ViewMasks, associate, mask_cells
+from maskfield_ns.queries.association import Group, ViewMasks, associate, mask_cells, nested
 
 GRID = 20
 """The world is GRID x GRID cells; its objects are rectangles on a floor that is an object too."""
@@ -259,3 +259,65 @@ def test_memory_follows_what_is_seen_not_the_size_of_the_scene() -> None:
     tracemalloc.stop()
     assert len(groups) == 20
     assert peak < 600e6
+
+
+def ball_world() -> list[ViewMasks]:
+    """Cells 0..39 are a table, 10..19 of them under a ball whose patch 13..14 is proposed where the ball is missed."""
+
+    def mask(*cells: range) -> np.ndarray:
+        return np.isin(np.arange(40), np.concatenate(cells)).astype(np.float32)
+
+    ball, patch = mask(range(10, 20)), mask(range(13, 15))
+    table, all_over = mask(range(10), range(20, 40)), mask(range(40))
+    looks = [[table, ball]] * 6 + [[table, patch]] * 4 + [[all_over]] * 3
+    return [ViewMasks(np.arange(40), np.array(masks)) for masks in looks]
+
+
+def test_a_patch_is_part_of_the_ball_but_the_ball_is_not_part_of_the_table() -> None:
+    views = ball_world()
+    groups = associate(views, 40, min_shared=2)
+    kinds = [{float(views[v].masks[k].sum()) for v, k in group.members} for group in groups]
+    assert kinds == [{30.0, 40.0}, {10.0}, {2.0}]
+    assert nested(views, groups, 40).tolist() == [False, False, True]
+    # The ball's own masks cover all of its patch, wherever they are; those of the table 3 in 13 of the ball.
+    assert nested(views, groups, 40, share=1.0).tolist() == [False, False, True]
+    assert nested(views, groups, 40, share=0.2).tolist() == [False, True, True]
+
+
+def loop_nested(views: list[ViewMasks], groups: list[Group], share: float, least: float) -> list[bool]:
+    """The definition, cell by cell."""
+    covered, visible, cores = [], [], []
+    for group in groups:
+        counts, chances = np.zeros(GRID * GRID), np.zeros(GRID * GRID)
+        chosen = [m for m, a in zip(group.members, group.agreement, strict=True) if a >= least]
+        for view in {v for v, _ in chosen}:
+            hit = set()
+            for cell in np.unique(views[view].cells):
+                rays = views[view].cells == cell
+                chances[cell] += 1
+                if any(views[v].masks[k][rays].sum() > 0.5 * rays.sum() for v, k in chosen if v == view):
+                    hit.add(cell)
+            counts[list(hit)] += 1
+        covered.append(counts)
+        visible.append(chances)
+        cores.append(counts > 0.5 * chances)
+    result = []
+    for child, core in enumerate(cores):
+        parents = [
+            p
+            for p in range(len(groups))
+            if cores[p].sum() >= 1.5 * core.sum() > 0
+            and visible[p][core].sum() > 0
+            and covered[p][core].sum() >= share * visible[p][core].sum()
+        ]
+        result.append(bool(parents))
+        assert child not in parents
+    return result
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 50), share=st.sampled_from([0.1, 0.25, 0.5]), least=st.sampled_from([0.0, 0.5, 0.9]))
+def test_nesting_follows_its_definition(seed: int, share: float, least: float) -> None:
+    views, _ = looks(seed, count=8)
+    groups = associate(views, GRID * GRID, min_views=1)
+    assert nested(views, groups, GRID * GRID, share, least).tolist() == loop_nested(views, groups, share, least)

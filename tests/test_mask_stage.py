@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 from mask_scene import (
+    COLUMNS,
     CORNERS,
     HEIGHT,
+    PART,
+    WHOLE,
     WIDTH,
     MaskScene,
     best_iou,
@@ -74,6 +77,39 @@ def test_every_thing_starts_with_one_query_of_its_level_and_meaning() -> None:
         torch.testing.assert_close(stage.head.embeddings[query].detach(), torch.from_numpy(meaning(name)))
         assert stage.head.support[query] == sum(name in names for names in scene.names)
     assert (stage.head.support > 0).sum() == len(things())
+
+
+def test_parts_ranked_as_wholes_go_a_level_down() -> None:
+    """Where the red box was missed, a proposer takes its lid for a whole."""
+    missed = {view: {"red"} for view in (1, 3, 5, 7)}
+    for share, lids in ((2.0, {("red lid", PART), ("red lid", WHOLE)}), (0.7, {("red lid", PART)})):
+        scene = make_scene(CORNERS, missed)
+        for view, names in enumerate(scene.names):
+            lid = scene.views[view].masks[names.index("red lid")]
+            lid *= np.isin(scene.cells[view], 5 * COLUMNS + np.arange(6, 10)).reshape(lid.shape)  # a fifth of the box
+            if view in missed:
+                scene.views[view].levels[names.index("red lid")] = WHOLE
+        stage = make_stage(scene, nested_share=share)
+        stage.prepare(adopt=True)
+        found = {
+            (name, int(stage.head.levels[query]))
+            for view in range(len(CORNERS))
+            for name, query in explained(stage, scene, view).items()
+        }
+        assert {item for item in found if item[0] == "red lid"} == lids
+        assert found - lids == {(name, level) for name, (level, _) in things().items()} - lids
+
+
+def test_masks_that_disagree_with_their_group_say_nothing() -> None:
+    """One view's mask of the red box holds the floor too: its pixels are not red's."""
+    scene = make_scene(CORNERS)
+    names, masks = scene.names[2], scene.views[2].masks
+    masks[names.index("red"), :2] = 1
+    for least, told in ((0.0, True), (0.5, False)):
+        stage = make_stage(scene, min_agreement=least)
+        stage.prepare(adopt=True)
+        assert ("red" in explained(stage, scene, 2)) == told
+        assert "red" in explained(stage, scene, 3)
 
 
 def test_consensus_learns_things_that_views_miss() -> None:
