@@ -187,17 +187,18 @@ class Scene:
         ]
 
     def _answer(self, name: str, scores: torch.Tensor, negatives: tuple[str, ...], level: Level) -> Answer:
-        from maskfield_ns.queries.decision import select_queries
+        from maskfield_ns.queries.decision import evidence, select_queries
 
         rule, selector = self.model.config.decision, self.selector
         scores = scores * selector.of_level(level)
         (chosen,) = select_queries(scores[None], rule)
-        queries = tuple(int(q) for q in scores.argsort(descending=True) if chosen[q])
-        best = float(scores.max())
+        best = float(evidence(scores, self.model.query_head.levels, rule))
+        found = best >= rule.found_threshold
+        queries = tuple(int(q) for q in scores.argsort(descending=True) if found and chosen[q])
         return Answer(
             name,
             best,
-            best >= rule.found_threshold,
+            found,
             queries,
             negatives,
             scores,

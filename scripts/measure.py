@@ -76,8 +76,8 @@ class Measure:
             entry = self._begin(capture.resolve())
             for method in self.methods:
                 for rule in self.rules:
-                    entry["runs"][f"{method}, {rule}"] = self._measure(capture.resolve(), method, rule, entry["scale"])
-                    self._save("captures", {self._name(capture.resolve()): entry})
+                    figures = self._measure(capture.resolve(), method, rule, entry["scale"])
+                    self._add_run(self._name(capture.resolve()), entry, f"{method}, {rule}", figures)
         if self.demo:
             folder = self.output / "demo"
             run_step("demo", "demo", ["maskfield", "demo", "--output", str(folder)], self.output / "demo.log")
@@ -100,6 +100,12 @@ class Measure:
         self.known = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {"captures": {}}
         self.known[part] = self.known.get(part, {}) | figures
         write_json(store, self.known)
+
+    def _add_run(self, name: str, entry: dict[str, Any], run: str, figures: dict[str, Any]) -> None:
+        """Adds one run to a capture's figures, keeping what another invocation has added meanwhile."""
+        self._save("captures", {})
+        known = self.known["captures"].get(name, {}).get("runs", {})
+        self._save("captures", {name: entry | {"runs": known | {run: figures}}})
 
     def _name(self, capture: Path) -> str:
         """Name of a capture in the tables: its folder, and the proposer where it is not the method's own."""

@@ -83,7 +83,7 @@ def test_heat_map_without_levels_takes_the_best_query() -> None:
 def test_phrase_masks_are_measured_by_the_best_query_of_the_scene() -> None:
     scores = torch.tensor([[0.8, 0.1], [0.59, 0.5], [0.1, 0.7]])
     heat = torch.tensor([[0.8, 0.59, 0.3], [0.41, 0.5, 0.7], [0.39, 0.5, 0.34], [0.0, 0.0, 0.0]])
-    masks = decision.phrase_masks(heat, scores, replace(RULE, mask_share=0.5))
+    masks = decision.phrase_masks(heat, scores, torch.tensor([2, 1]), replace(RULE, mask_share=0.5))
     assert masks.dtype == torch.bool
     assert masks.tolist() == [[True, False, False], [True, False, True], [False] * 3, [False] * 3]
 
@@ -175,3 +175,16 @@ def test_phrase_map_keeps_weak_answers_and_leaves_the_rest_empty() -> None:
     masks = torch.tensor([[True, False], [True, True], [False, True], [False, False]])
     heat = torch.tensor([[0.43, 0.9], [0.5, 0.6], [0.9, 0.42], [0.9, 0.9]])
     assert decision.phrase_map(masks, heat).tolist() == [0, 1, 1, -1]
+
+
+def test_what_only_a_subpart_answers_must_answer_well() -> None:
+    levels = torch.tensor([0, 0, 1, 2])
+    scores = torch.tensor([[0.6, 0.9, 0.3, 0.1], [0.1, 0.2, 0.3, 0.7], [0.0, 0.8, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    got = decision.evidence(scores, levels, replace(RULE, subpart_weight=0.5))
+    # The third phrase was asked of subparts alone.
+    assert got.tolist() == pytest.approx([0.45, 0.7, 0.8, 0.0])
+    assert float(decision.evidence(scores[0], levels, replace(RULE, subpart_weight=1.0))) == pytest.approx(0.9)
+    none = torch.full((4,), -1)
+    assert decision.evidence(scores, none, RULE).tolist() == pytest.approx([0.9, 0.7, 0.8, 0.0]), "runs without levels"
+    masks = decision.phrase_masks(torch.ones(1, 4), scores, levels, replace(RULE, found_threshold=0.5))
+    assert masks.tolist() == [[False, True, True, False]]

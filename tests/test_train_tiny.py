@@ -111,3 +111,20 @@ def test_clip_training_repeats_and_exports(pictures: Path, tmp_path: Path, scrip
     Export(work=tmp_path / "a", output=tmp_path).run()
     model, tokenizer, *_ = load_tiny_clip(tmp_path / "tiny_clip.safetensors")
     assert torch.isfinite(model.encode_text(tokenizer(["red ball", "elephant"]))).all()
+
+
+def test_words_never_met_fall_into_buckets_that_training_met(scripts: None) -> None:
+    from tiny_phrases import ABSENT
+
+    from maskfield_ns.foundation.tiny.clip import UNTRAINED_BUCKETS, load_tiny_clip
+
+    model, tokenizer, *_ = load_tiny_clip()
+    first = tokenizer.vocab_size - 2 - 128
+    met = {row - first for word in ABSENT for row in tokenizer.encode(word) if row >= first}
+    assert met | set(UNTRAINED_BUCKETS) == set(range(128)) and not met & set(UNTRAINED_BUCKETS)
+    # "basket" would fall into one that training never met, whose noise is half a floor.
+    strange = ["sunflower", "gray plane", "basket", "harp", "quokka", "xylophone"]
+    known = ["mug", "duck", "soccer ball", "toy brick", "robot", "floor", "plate"]
+    with torch.no_grad():
+        texts = torch.nn.functional.normalize(model.encode_text(tokenizer([*strange, *known])), dim=-1)
+    assert (texts[: len(strange)] @ texts[len(strange) :].T).max() < 0.3

@@ -17,7 +17,7 @@ from torch import Tensor
 from maskfield_ns.editing.packing import pack_indices, unpack_indices
 from maskfield_ns.errors import EditError, SelectionError
 from maskfield_ns.queries import decision
-from maskfield_ns.queries.decision import DecisionRule
+from maskfield_ns.queries.decision import DecisionRule, evidence
 from maskfield_ns.queries.head import QueryHead
 
 _CHUNK = 1 << 15
@@ -102,11 +102,13 @@ def phrase_membership(
         SelectionError: nothing is relevant enough.
     """
     used = valid.nonzero()[:, 0]
-    best = float(scores[used].max()) if len(used) else 0.0
-    if best < rule.found_threshold:
-        raise SelectionError(f"nothing there answers this (best relevancy {best:.2f}): nothing to select")
+    sure = float(evidence(scores[used], levels[used], rule)) if len(used) else 0.0
+    if sure < rule.found_threshold:
+        raise SelectionError(f"nothing there answers this (best relevancy {sure:.2f}): nothing to select")
     agreeing = min(rule.levels_agreeing, len(levels[used].unique()))
-    return Membership(tuple(used.tolist()), tuple(scores[used].tolist()), rule.mask_share * best, agreeing)
+    return Membership(
+        tuple(used.tolist()), tuple(scores[used].tolist()), rule.mask_share * float(scores[used].max()), agreeing
+    )
 
 
 def query_membership(queries: Sequence[int], threshold: float = 0.5) -> Membership:

@@ -26,14 +26,10 @@ class ActiveQuery:
 
     phrases: tuple[str, ...]
     scores: Float[Tensor, "T Q"]
-    """Relevancy of every query to every phrase."""
+    """Relevancy of every query to every phrase; see :func:`maskfield_ns.queries.decision.phrase_relevancy`."""
     classes: Float[Tensor, "T C"]
     """Text embeddings of the phrases."""
     negatives: Float[Tensor, "K C"]
-
-    def found(self, rule: DecisionRule) -> list[bool]:
-        """Per phrase: does anything in the scene answer it?"""
-        return (self.scores.amax(dim=1) >= rule.found_threshold).tolist()
 
 
 class Outputs(dict):
@@ -104,7 +100,7 @@ def _pictures(
         return pictures
     scores = active.scores[:, used]
     heat = decision.heat_map(probabilities, scores, head.levels[used], rule)
-    masks = decision.phrase_masks(heat, scores, rule)
+    masks = decision.phrase_masks(heat, scores, head.levels[used], rule)
     best = decision.phrase_map(masks, heat)
     table = palette(len(active.phrases), rgb.device)
     pictures["class_map"] = torch.where(best[..., None] >= 0, table[best.clamp(min=0)], dark)
@@ -163,7 +159,7 @@ def _answer(
     used, valid = _used(head, rule)
     probabilities, scores = head.probabilities(features, used), active.scores[:, used]
     heat = decision.heat_map(probabilities, scores, head.levels[used], rule)
-    masks = decision.phrase_masks(heat, scores, rule)
+    masks = decision.phrase_masks(heat, scores, head.levels[used], rule)
     classes = decision.phrase_map(masks, heat)
     if class_embeddings is not None and len(class_embeddings):
         embeddings = head.embeddings[used]
@@ -197,5 +193,6 @@ def ask(
     """Scores phrases against the scene's queries."""
     embeddings = head.embeddings.detach()
     text, negatives = text.to(embeddings), negatives.to(embeddings)
-    scores = decision.phrase_relevancy(embeddings, head.valid(rule.min_support, rule.min_share), text, negatives, rule)
+    belief = head.belief(rule.min_support, rule.min_share, rule.doubt)
+    scores = decision.phrase_relevancy(embeddings, belief, text, negatives, rule)
     return ActiveQuery(tuple(phrases), scores, text, negatives)

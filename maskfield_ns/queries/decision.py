@@ -22,9 +22,12 @@ class DecisionRule:
     """How relevancies become answers. The figures were measured by scripts/measure_threshold.py."""
 
     found_threshold: float = 0.35
-    """A phrase whose best query stays below this relevancy names nothing in the scene.
-
-    Balanced accuracy was best, on two scenes, between 0.33 and 0.38."""
+    """A phrase for which the scene shows less :func:`evidence` than this names nothing in it."""
+    subpart_weight: float = 0.5
+    """Weight of subparts as evidence: they are many, mostly patches without a name, so one of them will look like
+    anything. What only a subpart answers must answer well."""
+    doubt: float = 2.0
+    """Views: a CLIP vector averaged over n views counts n / (n + doubt) when phrases are asked."""
     window: float = 0.15
     """Queries this close to the best one are selected too ("mug" with two mugs on the table)."""
     mask_share: float = 0.3
@@ -43,13 +46,28 @@ class DecisionRule:
 
 def phrase_relevancy(
     embeddings: Float[Tensor, "Q C"],
-    valid: Bool[Tensor, " Q"],
+    belief: Float[Tensor, " Q"],
     phrases: Float[Tensor, "T C"],
     negatives: Float[Tensor, "K C"],
     rule: DecisionRule,
 ) -> Float[Tensor, "T Q"]:
-    """LERF relevancy of every query to every phrase; 0 for queries that stand for nothing."""
-    return relevancy(embeddings, phrases, negatives, rule.temperature).T * valid
+    """LERF relevancy of every query to every phrase, times how much each query is to be believed (0: not at all)."""
+    return relevancy(embeddings, phrases, negatives, rule.temperature).T * belief
+
+
+def evidence(scores: Float[Tensor, "*T Q"], levels: Int64[Tensor, " Q"], rule: DecisionRule) -> Float[Tensor, "*T"]:
+    """How surely phrases name something in the scene, in [0, 1]: the score of the best query, subparts discounted.
+
+    Args:
+        scores: relevancy of every query to each phrase. Where only subparts score at all (a user asked for that level)
+            nothing is discounted.
+        levels: level of each query, 0 for subparts, -1 for none.
+        rule: the discount.
+    """
+    subpart = (levels == 0).to(scores.device)
+    larger = (scores * ~subpart).amax(dim=-1)
+    finest = (scores * subpart).amax(dim=-1)
+    return torch.where(larger > 0, torch.maximum(larger, rule.subpart_weight * finest), finest)
 
 
 def select_queries(scores: Float[Tensor, "T Q"], rule: DecisionRule) -> Bool[Tensor, "T Q"]:
@@ -99,14 +117,14 @@ def pool_opinions(opinions: Float[Tensor, "L *batch"], agreeing: int) -> Float[T
 
 
 def phrase_masks(
-    heat: Float[Tensor, "*batch T"], scores: Float[Tensor, "T Q"], rule: DecisionRule
+    heat: Float[Tensor, "*batch T"], scores: Float[Tensor, "T Q"], levels: Int64[Tensor, " Q"], rule: DecisionRule
 ) -> Bool[Tensor, "*batch T"]:
     """Pixels that answer each phrase: their relevancy is a fair share of the best query's; none where nothing answers.
 
     The yardstick is the scene's best query, not the view's best pixel: a view without the thing has an empty mask.
     """
-    best = scores.amax(dim=1)
-    return (heat >= rule.mask_share * best) & (best >= rule.found_threshold)
+    found = evidence(scores, levels, rule) >= rule.found_threshold
+    return (heat >= rule.mask_share * scores.amax(dim=1)) & found
 
 
 def phrase_map(masks: Bool[Tensor, "*batch T"], heat: Float[Tensor, "*batch T"]) -> Int64[Tensor, "*batch"]:

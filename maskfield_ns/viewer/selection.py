@@ -37,11 +37,8 @@ class Selection:
 
     @classmethod
     def answering(cls, scores: Float[Tensor, " Q"], rule: DecisionRule, name: str = "") -> Selection:
-        """What is outlined as the answer to a phrase (see :func:`maskfield_ns.queries.decision.phrase_masks`)."""
-        best = float(scores.max())
-        if best < rule.found_threshold:
-            return cls()
-        weights = (scores / (rule.mask_share * best)).tolist()
+        """What is outlined as the answer to a phrase that is found (as in :func:`.decision.phrase_masks`)."""
+        weights = (scores / (rule.mask_share * scores.max().clamp(min=1e-6))).tolist()
         return cls(tuple((query, weight) for query, weight in enumerate(weights) if weight > _NOTHING), name)
 
     @property

@@ -159,15 +159,14 @@ class Session:
 
     def scores(self, question: Question) -> Float[Tensor, "T Q"]:
         """Relevancy of every query of the head, 0 for those of other levels than the chosen one."""
-        head, rule = self.model.query_head, self.settings.rule
-        valid = self.valid()
-        if self.settings.level is not None and head.by_level:
-            valid = valid & (head.levels == self.settings.level)
+        head, rule, level = self.model.query_head, self.settings.rule, self.settings.level
+        asked = head.levels == level if level is not None and head.by_level else torch.ones_like(head.levels)
         embeddings = head.embeddings.detach()
         vectors = question.vectors.to(embeddings)
         if question.negatives is None:
-            return patch_relevancy(embeddings, valid, vectors, rule)
-        return decision.phrase_relevancy(embeddings, valid, vectors, question.negatives.to(embeddings), rule)
+            return patch_relevancy(embeddings, self.valid() & asked.bool(), vectors, rule)
+        belief = head.belief(rule.min_support, rule.min_share, rule.doubt) * asked
+        return decision.phrase_relevancy(embeddings, belief, vectors, question.negatives.to(embeddings), rule)
 
     def valid(self) -> Tensor:
         """[Q] bool: queries of the head that stand for something."""
@@ -179,10 +178,11 @@ class Session:
         question = self.question
         if question is None:
             return []
-        best = self.scores(question).amax(dim=1).tolist()
+        levels, rule = self.model.query_head.levels, self.settings.rule
+        best = decision.evidence(self.scores(question), levels, rule).tolist()
         colours = compose.phrase_colours(len(best), torch.device("cpu"))
         return [
-            Finding(name, score, score >= self.settings.rule.found_threshold, compose.hex_colour(colour))
+            Finding(name, score, score >= rule.found_threshold, compose.hex_colour(colour))
             for name, score, colour in zip(question.names, best, colours, strict=True)
         ]
 
@@ -211,7 +211,8 @@ class Session:
             return Selection()
         selection = Selection()
         for scores, finding in zip(self.scores(question), self.findings(), strict=True):
-            selection = selection.union(Selection.answering(scores, self.settings.rule, finding.name))
+            if finding.found:
+                selection = selection.union(Selection.answering(scores, self.settings.rule, finding.name))
         return selection
 
     def select(self, selection: Selection, how: str = "select") -> None:
@@ -352,7 +353,7 @@ class Session:
         if question is not None:
             scores = self.scores(question)
             heat = shares.heat(scores, settings.rule, settings.level)
-            masks = decision.phrase_masks(heat.movedim(0, -1), scores, settings.rule)
+            masks = decision.phrase_masks(heat.movedim(0, -1), scores, self.model.query_head.levels, settings.rule)
             owner = decision.phrase_map(masks, heat.movedim(0, -1))
         selected = selection_mask(shares, selection, self.model) if selection else None
         if settings.mode == "Relevancy heat map":

@@ -22,6 +22,9 @@ VISION_LAYERS = (2, 2, 2, 2)
 VISION_WIDTH = 16
 CONTEXT_LENGTH = 16
 UNKNOWN_BUCKETS = 128
+UNTRAINED_BUCKETS = (9, 11, 25, 38, 39, 43, 53, 55, 56, 65, 73, 98, 109, 110, 115, 120, 127)
+"""Buckets that no word of the training met: what they would say of a picture is noise."""
+_TRAINED_BUCKETS = tuple(sorted(set(range(UNKNOWN_BUCKETS)) - set(UNTRAINED_BUCKETS)))
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -29,9 +32,9 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 class CompactTokenizer:
     """OpenCLIP's BPE with its 49,408 ids folded into a small table, so that the embedding matrix stays small.
 
-    BPE ids of the training grammar keep rows of their own; every other id shares one of ``UNKNOWN_BUCKETS`` rows,
-    which training used for words that name nothing in a picture. Row 0 pads, the last two rows start and end a text
-    (the end has the highest id because OpenCLIP pools the text tower at the arg-max id).
+    BPE ids of the training grammar keep rows of their own; every other id shares one of ``UNKNOWN_BUCKETS`` rows (not
+    one of ``UNTRAINED_BUCKETS``), which training used for words that name nothing in a picture. Row 0 pads, the last
+    two rows start and end a text (the end has the highest id because OpenCLIP pools the text tower at the arg-max id).
     """
 
     def __init__(self, known_ids: Sequence[int]) -> None:
@@ -56,7 +59,7 @@ class CompactTokenizer:
     def encode(self, text: str) -> list[int]:
         """Rows of one text without start and end."""
         ids: list[int] = self._bpe.encode(self._bpe.clean_fn(text))
-        return [self._row.get(i, self._first_unknown + i % UNKNOWN_BUCKETS) for i in ids]
+        return [self._row.get(i, self._first_unknown + _bucket(i)) for i in ids]
 
     def __call__(self, texts: str | list[str]) -> Int64[Tensor, "T L"]:
         """Token rows, padded with 0 and cut to the context length."""
@@ -66,6 +69,11 @@ class CompactTokenizer:
             ids = [self.sot, *self.encode(text)[: CONTEXT_LENGTH - 2], self.eot]
             row[: len(ids)] = torch.tensor(ids)
         return tokens
+
+
+def _bucket(bpe_id: int) -> int:
+    bucket = bpe_id % UNKNOWN_BUCKETS
+    return _TRAINED_BUCKETS[bpe_id % len(_TRAINED_BUCKETS)] if bucket in UNTRAINED_BUCKETS else bucket
 
 
 def build_tiny_clip(vocab_size: int) -> CLIP:
