@@ -108,7 +108,8 @@ def nested(
         chosen = [m for m, a in zip(group.members, group.agreement, strict=True) if a >= min_agreement]
         by_view = [first[v] + [k for w, k in chosen if w == v] for v in sorted({v for v, _ in chosen})]
         # Several masks of a view are one answer of it.
-        unions = [_ones(*members[rows].sum(0).nonzero(), (1, len(used))) for rows in by_view]
+        hit = [np.unique(members[rows].indices) for rows in by_view]
+        unions = [_ones(np.zeros_like(cells), cells, (1, len(used))) for cells in hit]
         covered.append(sp.csr_matrix(sp.vstack(unions).sum(0)) if unions else sp.csr_matrix((1, len(used))))
         sees.append(sp.csr_matrix(seen[sorted({v for v, _ in chosen})].sum(0)))
     votes, chances = sp.csr_matrix(sp.vstack(covered)), sp.csr_matrix(sp.vstack(sees))
