@@ -150,7 +150,7 @@ class Browser:
         return text in self.text()
 
     def place(self, xpath: str) -> tuple[float, float]:
-        """Centre of an element, scrolled into sight."""
+        """Centre of an element, scrolled into sight, once it stands still (texts above it come and go)."""
         code = f"""(() => {{
             const e = document.evaluate({json.dumps(xpath)}, document, null, 9, null).singleNodeValue;
             if (!e) return null;
@@ -158,7 +158,17 @@ class Browser:
             const r = e.getBoundingClientRect();
             return r.width ? [r.left + r.width / 2, r.top + r.height / 2] : null;
         }})()"""
-        return tuple(self.until(lambda: self.javascript(code), xpath))
+        last: list[float] | None = None
+
+        def still() -> list[float] | None:
+            nonlocal last
+            before, last = last, self.javascript(code)
+            if last is None or last != before:
+                time.sleep(0.3)
+                return None
+            return last
+
+        return tuple(self.until(still, xpath))
 
     def click_at(self, x: float, y: float) -> None:
         """Moves the mouse somewhere and clicks."""

@@ -160,6 +160,28 @@ def test_view_modes_are_in_the_page(shown: Shown) -> None:
     assert shown.changed(before).mean() < 0.01
 
 
+def test_deleting_takes_the_thing_out_of_the_scene_and_undo_brings_it_back(shown: Shown) -> None:
+    browser = shown.browser
+    browser.choose("Show", "Photo")
+    before, thing = shown.settled_picture(), shown.answer(PHRASE)
+    browser.type_into("Find", PHRASE)
+    browser.until(lambda: browser.shows("Found."), "the answer")
+    browser.press("select")
+    browser.until(lambda: browser.shows("Selected"), "the selection")
+    browser.unfold("Edit")
+    browser.press("delete")
+    browser.until(lambda: browser.shows("deleted"), "the edit")
+    changed = shown.changed(before)
+    assert changed[thing].mean() > 0.6, "it is gone"
+    assert changed[~thing].mean() < 0.03, "and nothing else"
+    browser.press("Undo edit")
+    browser.until(lambda: browser.shows("undone"), "the edit taken back")
+    assert shown.changed(before).mean() < 0.01
+    browser.unfold("Edit")
+    browser.choose("Show", "Outline and tint")
+    browser.type_into("Find", "")
+
+
 def test_the_viewer_listens_to_this_machine_only(shown: Shown) -> None:
     assert shown.panel.server.get_host() == "127.0.0.1"
     addresses = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}

@@ -78,10 +78,8 @@ class Panel:
             self.level = gui.add_dropdown("Level", (AUTOMATIC, *LEVELS), hint="Size of things: all levels, or only one")
             self.level.on_update(lambda _: self._set(level=self._level()))
             with gui.add_folder("Selection"):
-                found = gui.add_button_group("Found", ("select", "add"), hint="What the question has found")
-                found.on_click(lambda event: self._select_found(event.target.value))
-                less = gui.add_button_group("Deselect", ("remove", "clear"), hint="What was found, or everything")
-                less.on_click(lambda event: self._select_found(event.target.value))
+                self._group("Found", ("select", "add"), self._select_found, "What the question has found")
+                self._group("Deselect", ("remove", "clear"), self._select_found, "What was found, or everything")
                 self.click_selects = gui.add_checkbox("Click selects", True, hint="A click in the picture selects")
                 self.click_selects.on_update(lambda _: self._arm_clicks())
                 self.click_adds = gui.add_checkbox("Click adds", False, hint="Clicks add to what is selected")
@@ -89,13 +87,11 @@ class Panel:
                 self._button("Screenshot", self._screenshot, viser.Icon.CAMERA, "Download the picture as PNG")
             with gui.add_folder("Edit", expand_by_default=False):
                 self.colour = gui.add_rgb("Tint", (255, 80, 40), hint="Colour of the button tint")
-                edit = gui.add_button_group("Change", ("tint", "delete", "extract"), hint="Acts on the selection")
-                edit.on_click(lambda event: self._edit(event.target.value))
+                self._group("Change", ("tint", "delete", "extract"), self._edit, "Acts on the selection")
                 self.shift = gui.add_vector3("Shift", (0.0, 0.0, 0.0), step=0.01, hint="Scene units: x, y, z (up)")
                 self.turn = gui.add_slider("Turn", min=-180, max=180, step=1, initial_value=0, hint="Degrees, about up")
                 self.size = gui.add_slider("Size", min=0.1, max=3.0, step=0.05, initial_value=1.0, hint="1 keeps it")
-                place = gui.add_button_group("Place", ("move", "duplicate"), hint="The selection, by shift, turn, size")
-                place.on_click(lambda event: self._edit(event.target.value))
+                self._group("Place", ("move", "duplicate"), self._edit, "The selection, by shift, turn, size")
                 if hasattr(self.model, "gauss_params"):
                     insert = gui.add_upload_button("Insert .ply", icon=viser.Icon.UPLOAD, color="gray")
                     insert.on_upload(lambda event: self._insert(event.target.value.content))
@@ -125,6 +121,13 @@ class Panel:
 
     def _button(self, label: str, action: Callable[[], None], icon: Any, hint: str) -> None:
         self.server.gui.add_button(label, icon=icon, hint=hint, color="gray").on_click(lambda _: action())
+
+    def _group(self, label: str, options: tuple[str, ...], action: Callable[[str], None], hint: str) -> None:
+        group = self.server.gui.add_button_group(label, options, hint=hint)
+        # viser 0.2.7 takes a group for an input whose value may not have changed: pressing the first button, or one
+        # button twice, would go unnoticed.
+        group._impl.is_button = True
+        group.on_click(lambda event: action(event.target.value))
 
     def _slider(self, label: str, value: float, low: float, high: float, step: float, name: str, hint: str) -> None:
         value = min(max(value, low), high)
