@@ -192,7 +192,7 @@ class Scene:
         rule, selector = self.model.config.decision, self.selector
         scores = scores * selector.of_level(level)
         (chosen,) = select_queries(scores[None], rule)
-        best = float(evidence(scores, self.model.query_head.levels, rule))
+        best = float(evidence(scores, selector.weights(level)))
         found = best >= rule.found_threshold
         queries = tuple(int(q) for q in scores.argsort(descending=True) if found and chosen[q])
         return Answer(
@@ -416,7 +416,8 @@ class Scene:
         if all(a.scores is not None for a in answers):
             scores = torch.stack([a.scores for a in answers])
             nothing = torch.zeros(0, self.model.query_head.embeddings.shape[-1], device=scores.device)
-            return ActiveQuery(phrases, scores, nothing, nothing)
+            weights = scores.new_tensor([[float(a.found)] for a in answers]).expand_as(scores)
+            return ActiveQuery(phrases, scores, weights, nothing, nothing)
         model = self.model
         negatives = model.text(answers[0].negatives)
         return ask(model.query_head, phrases, model.text(phrases), negatives, model.config.decision)

@@ -134,11 +134,8 @@ def success(scene: Scene, labels: LabelledCapture, scale: float) -> dict:
         assert session.question is not None
         scores = session.scores(session.question)
         heat = view.memberships.heat(scores, session.settings.rule).movedim(0, -1)
-        outlined = (
-            decision.phrase_masks(heat, scores, scene.model.query_head.levels, session.settings.rule)[..., 0]
-            .cpu()
-            .numpy()
-        )
+        masks = decision.phrase_masks(heat, scores, session.weights(), session.settings.rule)
+        outlined = masks[..., 0].cpu().numpy()
         found = session.found_things()
         selected = selection_mask(view.memberships, found, scene.model).cpu().numpy() if found else mask & False
         report["texts"].append(

@@ -155,7 +155,7 @@ def queries(timer: Timer, count: int, size: tuple[int, int]) -> dict[str, Any]:
         scores = decision.phrase_relevancy(head.embeddings, head.valid(1.0), text, negatives, rule)
         for rows in image.split(max(1, (1 << 17) // width)):
             heat = decision.heat_map(head.probabilities(rows, every), scores, head.levels, rule)
-            decision.phrase_masks(heat, scores, head.levels, rule)
+            decision.phrase_masks(heat, scores, torch.ones_like(head.support), rule)
 
     result: dict[str, Any] = {"gaussians": count, "width": width, "height": height} | timer(frame)
     result["frames_per_second"] = 1e3 / result["ms"]

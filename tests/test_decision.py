@@ -83,7 +83,7 @@ def test_heat_map_without_levels_takes_the_best_query() -> None:
 def test_phrase_masks_are_measured_by_the_best_query_of_the_scene() -> None:
     scores = torch.tensor([[0.8, 0.1], [0.59, 0.5], [0.1, 0.7]])
     heat = torch.tensor([[0.8, 0.59, 0.3], [0.41, 0.5, 0.7], [0.39, 0.5, 0.34], [0.0, 0.0, 0.0]])
-    masks = decision.phrase_masks(heat, scores, torch.tensor([2, 1]), replace(RULE, mask_share=0.5))
+    masks = decision.phrase_masks(heat, scores, torch.ones(2), replace(RULE, mask_share=0.5))
     assert masks.dtype == torch.bool
     assert masks.tolist() == [[True, False, False], [True, False, True], [False] * 3, [False] * 3]
 
@@ -178,13 +178,15 @@ def test_phrase_map_keeps_weak_answers_and_leaves_the_rest_empty() -> None:
 
 
 def test_what_only_a_subpart_answers_must_answer_well() -> None:
-    levels = torch.tensor([0, 0, 1, 2])
-    scores = torch.tensor([[0.6, 0.9, 0.3, 0.1], [0.1, 0.2, 0.3, 0.7], [0.0, 0.8, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    got = decision.evidence(scores, levels, replace(RULE, subpart_weight=0.5))
-    # The third phrase was asked of subparts alone.
-    assert got.tolist() == pytest.approx([0.45, 0.7, 0.8, 0.0])
-    assert float(decision.evidence(scores[0], levels, replace(RULE, subpart_weight=1.0))) == pytest.approx(0.9)
-    none = torch.full((4,), -1)
-    assert decision.evidence(scores, none, RULE).tolist() == pytest.approx([0.9, 0.7, 0.8, 0.0]), "runs without levels"
-    masks = decision.phrase_masks(torch.ones(1, 4), scores, levels, replace(RULE, found_threshold=0.5))
-    assert masks.tolist() == [[False, True, True, False]]
+    levels, support = torch.tensor([0, 0, 1, 2]), torch.tensor([8.0, 18.0, 2.0, 6.0])
+    rule = replace(RULE, subpart_weight=0.5, doubt=2.0, found_threshold=0.5)
+    weights = decision.evidence_weights(support, levels, rule)
+    assert weights.tolist() == pytest.approx([0.4, 0.45, 0.5, 0.75])
+    scores = torch.tensor([[0.6, 0.9, 0.3, 0.1], [0.1, 0.2, 0.3, 0.7], [0.0, 0.0, 0.0, 0.0]])
+    assert decision.evidence(scores, weights).tolist() == pytest.approx([0.405, 0.525, 0.0])
+    masks = decision.phrase_masks(torch.ones(1, 3), scores, weights, rule)
+    assert masks.tolist() == [[False, True, False]]
+    asked = decision.evidence_weights(support, levels, rule, subparts=True)
+    assert asked.tolist() == pytest.approx([0.8, 0.9, 0.5, 0.75])
+    unknown = decision.evidence_weights(torch.zeros(1), torch.tensor([-1]), replace(rule, doubt=0.0))
+    assert unknown.tolist() == [0.0], "a query that was never found says nothing"

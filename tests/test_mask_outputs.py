@@ -148,7 +148,7 @@ def test_found_phrase_is_shown_where_its_thing_is(table_head: QueryHead) -> None
     active = ask(
         table_head, ["left", "right", "nowhere"], torch.cat([phrase(2), phrase(3), phrase(5)]), NEGATIVES, RULE
     )
-    sure = decision.evidence(active.scores, table_head.levels, RULE)
+    sure = decision.evidence(active.scores, active.weights)
     assert (sure >= RULE.found_threshold).tolist() == [True, True, False]
     rgb, features = some_rgb(), halves(table_head, 8, 9)
     pictures = mask_pictures(features, rgb, table_head, active, RULE)

@@ -192,10 +192,6 @@ def test_valid_queries_have_enough_support_and_a_share_of_the_most() -> None:
     assert head.valid(3.0).nonzero().ravel().tolist() == [0, 1, 2, 3]
     assert head.valid(3.0, min_share=0.15).nonzero().ravel().tolist() == [0, 1]
     assert head.valid(100.0, min_share=0.15).sum() == 0
-    belief, support = head.belief(3.0, 0.15, 2.0), head.support
-    torch.testing.assert_close(belief[:2], support[:2] / (support[:2] + 2))
-    assert belief[2:].sum() == 0
-    torch.testing.assert_close(head.belief(3.0, 0.15, 0.0), head.valid(3.0, 0.15).float())
 
 
 def test_a_thing_few_views_see_needs_fewer_matches() -> None:

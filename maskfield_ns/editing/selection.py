@@ -88,7 +88,11 @@ class Membership:
 
 
 def phrase_membership(
-    scores: Float[Tensor, " Q"], levels: Int[Tensor, " Q"], valid: Bool[Tensor, " Q"], rule: DecisionRule
+    scores: Float[Tensor, " Q"],
+    levels: Int[Tensor, " Q"],
+    valid: Bool[Tensor, " Q"],
+    weights: Float[Tensor, " Q"],
+    rule: DecisionRule,
 ) -> Membership:
     """The rule by which pixels answer a phrase, for anything that has mask features.
 
@@ -96,13 +100,14 @@ def phrase_membership(
         scores: relevancy of every query to the phrase.
         levels: level of every query.
         valid: queries that count.
+        weights: how much each counts as evidence.
         rule: how relevancies become answers.
 
     Raises:
         SelectionError: nothing is relevant enough.
     """
     used = valid.nonzero()[:, 0]
-    sure = float(evidence(scores[used], levels[used], rule)) if len(used) else 0.0
+    sure = float(evidence(scores[used], weights[used])) if len(used) else 0.0
     if sure < rule.found_threshold:
         raise SelectionError(f"nothing there answers this (best relevancy {sure:.2f}): nothing to select")
     agreeing = min(rule.levels_agreeing, len(levels[used].unique()))

@@ -26,6 +26,7 @@ from maskfield_ns.editing.selection import (
 from maskfield_ns.editing.survey import SurveyView, surface_points, take_survey
 from maskfield_ns.errors import SelectionError
 from maskfield_ns.foundation.protocols import LEVELS
+from maskfield_ns.queries.decision import evidence_weights
 from maskfield_ns.splatting import accumulate
 
 Level = Literal["auto", "subpart", "part", "whole"]
@@ -105,7 +106,7 @@ class Selector:
         head, rule = self.model.query_head, self.model.config.decision
         valid = self.of_level(level)
         try:
-            membership = phrase_membership(scores, head.levels, valid, rule)
+            membership = phrase_membership(scores, head.levels, valid, self.weights(level), rule)
         except SelectionError as error:
             where = "" if level == "auto" else f" at level {level}"
             raise SelectionError(f'"{name}"{where}: {error}') from error
@@ -256,6 +257,11 @@ class Selector:
             raise SelectionError(f"a level is auto, {', '.join(LEVELS)}, not {level}")
         valid = head.valid(rule.min_support, rule.min_share)
         return valid if level == "auto" else valid & (head.levels == LEVELS.index(level))
+
+    def weights(self, level: Level = "auto") -> Float[Tensor, " Q"]:
+        """How much each query counts as evidence that a scene has something."""
+        head = self.model.query_head
+        return evidence_weights(head.support, head.levels, self.model.config.decision, subparts=level == LEVELS[0])
 
     @torch.no_grad()
     def _gaussians(self, membership: Membership, name: str, near: Sequence[np.ndarray] | None) -> GaussianSelection:

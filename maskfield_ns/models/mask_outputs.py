@@ -27,6 +27,8 @@ class ActiveQuery:
     phrases: tuple[str, ...]
     scores: Float[Tensor, "T Q"]
     """Relevancy of every query to every phrase; see :func:`maskfield_ns.queries.decision.phrase_relevancy`."""
+    weights: Float[Tensor, "*T Q"]
+    """How much each query counts as evidence; see :func:`maskfield_ns.queries.decision.evidence_weights`."""
     classes: Float[Tensor, "T C"]
     """Text embeddings of the phrases."""
     negatives: Float[Tensor, "K C"]
@@ -100,7 +102,7 @@ def _pictures(
         return pictures
     scores = active.scores[:, used]
     heat = decision.heat_map(probabilities, scores, head.levels[used], rule)
-    masks = decision.phrase_masks(heat, scores, head.levels[used], rule)
+    masks = decision.phrase_masks(heat, scores, active.weights[..., used], rule)
     best = decision.phrase_map(masks, heat)
     table = palette(len(active.phrases), rgb.device)
     pictures["class_map"] = torch.where(best[..., None] >= 0, table[best.clamp(min=0)], dark)
@@ -159,7 +161,7 @@ def _answer(
     used, valid = _used(head, rule)
     probabilities, scores = head.probabilities(features, used), active.scores[:, used]
     heat = decision.heat_map(probabilities, scores, head.levels[used], rule)
-    masks = decision.phrase_masks(heat, scores, head.levels[used], rule)
+    masks = decision.phrase_masks(heat, scores, active.weights[..., used], rule)
     classes = decision.phrase_map(masks, heat)
     if class_embeddings is not None and len(class_embeddings):
         embeddings = head.embeddings[used]
@@ -193,6 +195,6 @@ def ask(
     """Scores phrases against the scene's queries."""
     embeddings = head.embeddings.detach()
     text, negatives = text.to(embeddings), negatives.to(embeddings)
-    belief = head.belief(rule.min_support, rule.min_share, rule.doubt)
-    scores = decision.phrase_relevancy(embeddings, belief, text, negatives, rule)
-    return ActiveQuery(tuple(phrases), scores, text, negatives)
+    scores = decision.phrase_relevancy(embeddings, head.valid(rule.min_support, rule.min_share), text, negatives, rule)
+    weights = decision.evidence_weights(head.support, head.levels, rule)
+    return ActiveQuery(tuple(phrases), scores, weights, text, negatives)

@@ -27,7 +27,7 @@ class DecisionRule:
     """Weight of subparts as evidence: they are many, mostly patches without a name, so one of them will look like
     anything. What only a subpart answers must answer well."""
     doubt: float = 2.0
-    """Views: a CLIP vector averaged over n views counts n / (n + doubt) when phrases are asked."""
+    """Views: as evidence, a CLIP vector averaged over n views counts n / (n + doubt)."""
     window: float = 0.15
     """Queries this close to the best one are selected too ("mug" with two mugs on the table)."""
     mask_share: float = 0.3
@@ -46,28 +46,33 @@ class DecisionRule:
 
 def phrase_relevancy(
     embeddings: Float[Tensor, "Q C"],
-    belief: Float[Tensor, " Q"],
+    valid: Bool[Tensor, " Q"],
     phrases: Float[Tensor, "T C"],
     negatives: Float[Tensor, "K C"],
     rule: DecisionRule,
 ) -> Float[Tensor, "T Q"]:
-    """LERF relevancy of every query to every phrase, times how much each query is to be believed (0: not at all)."""
-    return relevancy(embeddings, phrases, negatives, rule.temperature).T * belief
+    """LERF relevancy of every query to every phrase; 0 for queries that stand for nothing."""
+    return relevancy(embeddings, phrases, negatives, rule.temperature).T * valid
 
 
-def evidence(scores: Float[Tensor, "*T Q"], levels: Int64[Tensor, " Q"], rule: DecisionRule) -> Float[Tensor, "*T"]:
-    """How surely phrases name something in the scene, in [0, 1]: the score of the best query, subparts discounted.
+def evidence_weights(
+    support: Float[Tensor, " Q"], levels: Int64[Tensor, " Q"], rule: DecisionRule, subparts: bool = False
+) -> Float[Tensor, " Q"]:
+    """How much each query counts when it is asked whether a scene has something, in [0, 1].
 
     Args:
-        scores: relevancy of every query to each phrase. Where only subparts score at all (a user asked for that level)
-            nothing is discounted.
+        support: views that each query was found in.
         levels: level of each query, 0 for subparts, -1 for none.
-        rule: the discount.
+        rule: the discounts.
+        subparts: the question is about subparts, which then count like anything.
     """
-    subpart = (levels == 0).to(scores.device)
-    larger = (scores * ~subpart).amax(dim=-1)
-    finest = (scores * subpart).amax(dim=-1)
-    return torch.where(larger > 0, torch.maximum(larger, rule.subpart_weight * finest), finest)
+    weight = support / (support + max(rule.doubt, 1e-9))
+    return weight if subparts else torch.where(levels == 0, rule.subpart_weight * weight, weight)
+
+
+def evidence(scores: Float[Tensor, "*T Q"], weights: Float[Tensor, "*T Q"]) -> Float[Tensor, "*T"]:
+    """How surely phrases name something in the scene, in [0, 1]: the best of all weighted scores."""
+    return (scores * weights).amax(dim=-1)
 
 
 def select_queries(scores: Float[Tensor, "T Q"], rule: DecisionRule) -> Bool[Tensor, "T Q"]:
@@ -117,13 +122,13 @@ def pool_opinions(opinions: Float[Tensor, "L *batch"], agreeing: int) -> Float[T
 
 
 def phrase_masks(
-    heat: Float[Tensor, "*batch T"], scores: Float[Tensor, "T Q"], levels: Int64[Tensor, " Q"], rule: DecisionRule
+    heat: Float[Tensor, "*batch T"], scores: Float[Tensor, "T Q"], weights: Float[Tensor, "*T Q"], rule: DecisionRule
 ) -> Bool[Tensor, "*batch T"]:
     """Pixels that answer each phrase: their relevancy is a fair share of the best query's; none where nothing answers.
 
     The yardstick is the scene's best query, not the view's best pixel: a view without the thing has an empty mask.
     """
-    found = evidence(scores, levels, rule) >= rule.found_threshold
+    found = evidence(scores, weights) >= rule.found_threshold
     return (heat >= rule.mask_share * scores.amax(dim=1)) & found
 
 

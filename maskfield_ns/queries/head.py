@@ -195,10 +195,6 @@ class QueryHead(nn.Module):
         chances = torch.where(self.visible > 0, self.visible, self.support.max())
         return self.support >= torch.clamp(min_share * chances, min=min_support)
 
-    def belief(self, min_support: float, min_share: float, doubt: float) -> Float[Tensor, " Q"]:
-        """How much the CLIP vector of each query is to be believed: n / (n + doubt) after n views; 0 if not valid."""
-        return self.valid(min_support, min_share) * self.support / (self.support + max(doubt, 1e-9))
-
     @torch.no_grad()
     def adopt(self, index: int, embedding: Float[Tensor, " C"], support: float, visible: float) -> None:
         """Makes a query stand for a group of masks found before training.

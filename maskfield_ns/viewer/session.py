@@ -165,8 +165,13 @@ class Session:
         vectors = question.vectors.to(embeddings)
         if question.negatives is None:
             return patch_relevancy(embeddings, self.valid() & asked.bool(), vectors, rule)
-        belief = head.belief(rule.min_support, rule.min_share, rule.doubt) * asked
-        return decision.phrase_relevancy(embeddings, belief, vectors, question.negatives.to(embeddings), rule)
+        negatives = question.negatives.to(embeddings)
+        return decision.phrase_relevancy(embeddings, self.valid() & asked.bool(), vectors, negatives, rule)
+
+    def weights(self) -> Float[Tensor, " Q"]:
+        """How much every query of the head counts as evidence."""
+        head, settings = self.model.query_head, self.settings
+        return decision.evidence_weights(head.support, head.levels, settings.rule, subparts=settings.level == 0)
 
     def valid(self) -> Tensor:
         """[Q] bool: queries of the head that stand for something."""
@@ -178,8 +183,8 @@ class Session:
         question = self.question
         if question is None:
             return []
-        levels, rule = self.model.query_head.levels, self.settings.rule
-        best = decision.evidence(self.scores(question), levels, rule).tolist()
+        rule = self.settings.rule
+        best = decision.evidence(self.scores(question), self.weights()).tolist()
         colours = compose.phrase_colours(len(best), torch.device("cpu"))
         return [
             Finding(name, score, score >= rule.found_threshold, compose.hex_colour(colour))
@@ -353,7 +358,7 @@ class Session:
         if question is not None:
             scores = self.scores(question)
             heat = shares.heat(scores, settings.rule, settings.level)
-            masks = decision.phrase_masks(heat.movedim(0, -1), scores, self.model.query_head.levels, settings.rule)
+            masks = decision.phrase_masks(heat.movedim(0, -1), scores, self.weights(), settings.rule)
             owner = decision.phrase_map(masks, heat.movedim(0, -1))
         selected = selection_mask(shares, selection, self.model) if selection else None
         if settings.mode == "Relevancy heat map":
