@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -318,12 +319,12 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def write_json(path: Path, data: object) -> None:
-    """Writes JSON so that a reader never sees half a file.
+    """Writes JSON so that a reader never sees half a file, and writers do not disturb each other.
 
     Raises:
         MaskfieldError: the file cannot be written.
     """
-    temporary = path.with_suffix(path.suffix + ".tmp")
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
         temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
         temporary.replace(path)

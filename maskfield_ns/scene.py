@@ -46,7 +46,8 @@ class Answer:
     phrase: str
     """The phrase; "picture" or "pixel (row, column)" otherwise."""
     score: float
-    """LERF relevancy of the best query, in [0, 1]; 0.5 is a tie with the best negative. Of a pixel: how surely it
+    """Evidence (:func:`maskfield_ns.queries.decision.evidence`), in [0, 1]: LERF relevancy of the best query, where a
+    tie with the best negative is 0.5, less for subparts and for things seen from few views. Of a pixel: how surely it
     belongs to the query."""
     found: bool
     """Whether the score reaches the measured threshold: False means nothing in the scene answers."""
