@@ -21,13 +21,13 @@ _FLOOR = 1e-3
 class DecisionRule:
     """How relevancies become answers. The figures were measured by scripts/measure_threshold.py."""
 
-    found_threshold: float = 0.35
+    found_threshold: float = 0.36
     """A phrase for which the scene shows less :func:`evidence` than this names nothing in it."""
     subpart_weight: float = 0.5
     """Weight of subparts as evidence: they are many, mostly patches without a name, so one of them will look like
     anything. What only a subpart answers must answer well."""
     doubt: float = 2.0
-    """Views: as evidence, a CLIP vector averaged over n views counts n / (n + doubt)."""
+    """Views: as evidence, a CLIP vector averaged over n views counts n / (n + doubt), relative to the surest one."""
     window: float = 0.15
     """Queries this close to the best one are selected too ("mug" with two mugs on the table)."""
     mask_share: float = 0.3
@@ -61,12 +61,14 @@ def evidence_weights(
     """How much each query counts when it is asked whether a scene has something, in [0, 1].
 
     Args:
-        support: views that each query was found in.
+        support: views that each query was found in. Of all queries: the surest one counts in full, in captures of few
+            views too.
         levels: level of each query, 0 for subparts, -1 for none.
         rule: the discounts.
         subparts: the question is about subparts, which then count like anything.
     """
     weight = support / (support + max(rule.doubt, 1e-9))
+    weight = weight / weight.max().clamp(min=1e-9) if len(weight) else weight
     return weight if subparts else torch.where(levels == 0, rule.subpart_weight * weight, weight)
 
 
