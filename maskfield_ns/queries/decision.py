@@ -27,8 +27,8 @@ class DecisionRule:
     """Weight of subparts as evidence: they are many, mostly patches without a name, so one of them will look like
     anything. What only a subpart answers must answer well.
 
-    Balanced accuracy on five runs of three scenes: 0.98 for weights from 0.6 to 0.7 and thresholds from 0.36 to 0.37, with
-    ``doubt`` 2; 0.93 where all count alike."""
+    Balanced accuracy on five runs of three scenes: 0.98 for weights from 0.6 to 0.7 and thresholds from 0.36 to 0.37,
+    with ``doubt`` 2; 0.93 where all count alike."""
     doubt: float = 2.0
     """Views: as evidence, a CLIP vector averaged over n views counts n / (n + doubt), relative to the surest one."""
     window: float = 0.15
