@@ -60,8 +60,14 @@ class Shown:
         left, top, _, _ = self.browser.canvas()
         return self.browser.picture()[top : top + SHOWN[0], left : left + SHOWN[1]]
 
-    def changed(self, before: np.ndarray) -> np.ndarray:
-        return np.abs(self.settled_picture() - before).max(-1) > 40
+    def changed(self, before: np.ndarray, least: float = 0.0, most: float = 1.0) -> np.ndarray:
+        """Pixels that differ from an earlier picture, once that many do: a busy machine may take its time to draw."""
+
+        def different(now: np.ndarray) -> np.ndarray:
+            return np.abs(now.astype(int) - before).max(-1) > 40
+
+        self.browser.until(lambda: least <= different(self._picture()).mean() <= most, f"{least} to {most} to change")
+        return different(self.settled_picture())
 
     def answer(self, phrase: str) -> np.ndarray:
         """Where a phrase's mask is in this browser's view, by the functions of rendering and evaluation."""
@@ -110,7 +116,7 @@ def test_typing_lights_up_the_thing(shown: Shown) -> None:
     before = shown.settled_picture()
     shown.browser.type_into("Find", PHRASE)  # and neither Enter nor a button
     shown.browser.until(lambda: shown.browser.shows("Found."), "the answer")
-    changed, thing = shown.changed(before), shown.answer(PHRASE)
+    changed, thing = shown.changed(before, least=0.002), shown.answer(PHRASE)
     assert 0.003 < thing.mean() < 0.3, "the thing must be in sight, and not everything"
     assert changed[thing].mean() > 0.7
     assert changed[~thing].mean() < 0.02
@@ -119,7 +125,7 @@ def test_typing_lights_up_the_thing(shown: Shown) -> None:
 
     shown.browser.type_into("Find", ABSENT)
     shown.browser.until(lambda: shown.browser.shows("Not found"), "the answer")
-    assert shown.changed(before).mean() < 0.01, "nothing is marked for what is not there"
+    assert shown.changed(before, most=0.01).mean() < 0.01, "nothing is marked for what is not there"
 
     shown.browser.type_into("Find", "{<script>`</div>${1}, 🦆, " + "x" * 60)
     shown.browser.until(lambda: shown.browser.shows("of 3 found") or shown.browser.shows("0 of 3"), "the answer")
@@ -127,7 +133,7 @@ def test_typing_lights_up_the_thing(shown: Shown) -> None:
 
     shown.browser.type_into("Find", "")
     shown.browser.until(lambda: shown.browser.shows("Type what you are looking for"), "the answer")
-    assert shown.changed(before).mean() < 0.01
+    assert shown.changed(before, most=0.01).mean() < 0.01
 
 
 def test_a_click_selects_the_object_and_dragging_still_turns_the_view(shown: Shown) -> None:
@@ -138,13 +144,13 @@ def test_a_click_selects_the_object_and_dragging_still_turns_the_view(shown: Sho
     left, top, _, _ = browser.canvas()
     browser.click_at(left + column, top + row)
     browser.until(lambda: browser.shows("Selected"), "the selection")
-    changed = shown.changed(before)
+    changed = shown.changed(before, least=0.002)
     assert changed[thing].mean() > 0.5, "what was clicked is marked"
     assert changed[~thing].mean() < 0.02, "and nothing else"
 
     browser.press("clear")
     browser.until(lambda: browser.shows("Nothing is selected"), "the cleared selection")
-    assert shown.changed(before).mean() < 0.01
+    assert shown.changed(before, most=0.01).mean() < 0.01
     (client,) = shown.panel.server.get_clients().values()
     position = client.camera.position.copy()
     browser.drag(left + 200, top + 200, left + 260, top + 220)
@@ -155,9 +161,9 @@ def test_a_click_selects_the_object_and_dragging_still_turns_the_view(shown: Sho
 def test_view_modes_are_in_the_page(shown: Shown) -> None:
     before = shown.settled_picture()
     shown.browser.choose("Show", "Instances")
-    assert shown.changed(before).mean() > 0.15
+    assert shown.changed(before, least=0.15).mean() > 0.15
     shown.browser.choose("Show", "Photo")
-    assert shown.changed(before).mean() < 0.01
+    assert shown.changed(before, most=0.01).mean() < 0.01
 
 
 def test_deleting_takes_the_thing_out_of_the_scene_and_undo_brings_it_back(shown: Shown) -> None:
@@ -171,12 +177,12 @@ def test_deleting_takes_the_thing_out_of_the_scene_and_undo_brings_it_back(shown
     browser.unfold("Edit")
     browser.press("delete")
     browser.until(lambda: browser.shows("deleted"), "the edit")
-    changed = shown.changed(before)
+    changed = shown.changed(before, least=0.002)
     assert changed[thing].mean() > 0.6, "it is gone"
     assert changed[~thing].mean() < 0.03, "and nothing else"
     browser.press("Undo edit")
     browser.until(lambda: browser.shows("undone"), "the edit taken back")
-    assert shown.changed(before).mean() < 0.01
+    assert shown.changed(before, most=0.01).mean() < 0.01
     browser.unfold("Edit")
     browser.choose("Show", "Outline and tint")
     browser.type_into("Find", "")
