@@ -114,14 +114,14 @@ def test_rotated_harmonics_look_the_same_from_a_direction_that_turns_along() -> 
     directions = RNG.normal(size=(40, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     coefficients = RNG.normal(size=(40, 24, 3))
-    turned = rotate_rest(coefficients, rotation)
+    turned = rotate_rest(torch.from_numpy(coefficients), rotation).numpy()
     before = np.concatenate([band(degree, directions) for degree in range(1, 5)], axis=1)
     after = np.concatenate([band(degree, directions @ rotation.T) for degree in range(1, 5)], axis=1)
     np.testing.assert_allclose(
         np.einsum("nk,nkc->nc", after, turned), np.einsum("nk,nkc->nc", before, coefficients), atol=1e-9
     )
     with pytest.raises(ValueError, match="complete"):
-        rotate_rest(coefficients[:, :5], rotation)
+        rotate_rest(torch.from_numpy(coefficients[:, :5]), rotation)
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from maskfield_ns.editing.edits import Change, EditList, Layer, tint_matrix
-from maskfield_ns.editing.harmonics import C0, rotation_of_band
+from maskfield_ns.editing.harmonics import C0, rotate_rest
 from maskfield_ns.editing.selection import GaussianSelection
 from maskfield_ns.editing.similarity import Similarity, quaternion
 from maskfield_ns.errors import EditError
@@ -130,13 +130,7 @@ def transformed(params: Params, transform: Similarity) -> dict[str, Tensor]:
     result["scales"] = result["scales"] + float(np.log(transform.scale))
     turn = torch.from_numpy(quaternion(transform.rotation)).to(means)
     result["quats"] = quaternion_product(turn, result["quats"])
-    rest, start, degree = result["features_rest"].clone(), 0, 1
-    while start < rest.shape[1]:
-        size = 2 * degree + 1
-        matrix = torch.from_numpy(rotation_of_band(degree, transform.rotation)).to(rest)
-        rest[:, start : start + size] = torch.einsum("ij,njc->nic", matrix, rest[:, start : start + size])
-        start, degree = start + size, degree + 1
-    result["features_rest"] = rest
+    result["features_rest"] = rotate_rest(result["features_rest"], transform.rotation)
     return result
 
 

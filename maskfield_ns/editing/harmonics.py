@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from jaxtyping import Float
+from torch import Tensor
 
 C0 = 0.28209479177387814
 """Of degree 0: a colour is 1/2 + C0 * coefficient."""
@@ -76,19 +78,18 @@ def rotation_of_band(degree: int, rotation: Float[np.ndarray, "3 3"]) -> Float[n
     return np.linalg.lstsq(band(degree, directions), band(degree, directions @ rotation), rcond=None)[0]
 
 
-def rotate_rest(coefficients: Float[np.ndarray, "N K 3"], rotation: Float[np.ndarray, "3 3"]) -> np.ndarray:
-    """Coefficients of the degrees from 1 on (K = 3, 8, 15 or 24) after a rotation.
+def rotate_rest(coefficients: Float[Tensor, "N K 3"], rotation: Float[np.ndarray, "3 3"]) -> Float[Tensor, "N K 3"]:
+    """Coefficients of the degrees from 1 on (K = 0, 3, 8, 15 or 24) after a rotation; a copy.
 
     Raises:
         ValueError: K is no complete number of degrees.
     """
-    result = np.array(coefficients, np.float64)
-    start, degree = 0, 1
+    result, start, degree = coefficients.clone(), 0, 1
     while start < coefficients.shape[1]:
-        size = 2 * degree + 1
-        if start + size > coefficients.shape[1]:
+        end = start + 2 * degree + 1
+        if end > coefficients.shape[1]:
             raise ValueError(f"{coefficients.shape[1]} coefficients are no complete degrees of spherical harmonics")
-        part = coefficients[:, start : start + size]
-        result[:, start : start + size] = np.einsum("ij,njc->nic", rotation_of_band(degree, rotation), part)
-        start, degree = start + size, degree + 1
+        matrix = torch.from_numpy(rotation_of_band(degree, rotation)).to(coefficients)
+        result[:, start:end] = torch.einsum("ij,njc->nic", matrix, coefficients[:, start:end])
+        start, degree = end, degree + 1
     return result

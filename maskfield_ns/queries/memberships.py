@@ -71,8 +71,7 @@ class Memberships:
 
     def of(self, level: int | None) -> tuple[LevelMembership, ...]:
         """The opinions that count: of one level, or (None, or a head without levels) all."""
-        chosen = tuple(part for part in self.by_level if level is None or part.level in (level, -1))
-        return chosen
+        return tuple(part for part in self.by_level if level is None or part.level in (level, -1))
 
     def heat(
         self, scores: Float[Tensor, "T Q"], rule: DecisionRule, level: int | None = None
@@ -94,19 +93,6 @@ class Memberships:
         for part in self.of(level):
             best = part.best.long()
             result = torch.where((part.best_share > 0.5) & valid[best], best, result)
-        return result.unflatten(0, self.size)
-
-    def mask(self, queries: Int[Tensor, " N"], num_queries: int) -> Bool[Tensor, "H W"]:
-        """Pixels that belong to any of some queries by more than half."""
-        wanted = torch.zeros(num_queries, dtype=torch.bool, device=queries.device)
-        wanted[queries] = True
-        result = torch.zeros(self.size[0] * self.size[1], dtype=torch.bool, device=queries.device)
-        for part in self.by_level:
-            if part.level >= 0:  # more than half of a pixel can belong to one thing of a level only
-                result |= wanted[part.best.long()] & (part.best_share > 0.5)
-            else:
-                inside = wanted[part.queries.long()] & (part.shares > 0.5)
-                result[part.pixels.long()[inside]] = True
         return result.unflatten(0, self.size)
 
 
