@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import secrets
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -316,22 +313,6 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
             if not words[place].startswith("-") and not is_value:
                 return list(words[: place + 1]), list(words[place + 1 :])
     return list(words), []
-
-
-def write_json(path: Path, data: object) -> None:
-    """Writes JSON so that a reader never sees half a file, and writers do not disturb each other.
-
-    Raises:
-        MaskfieldError: the file cannot be written.
-    """
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise MaskfieldError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from maskfield_ns.errors import CaptureError, MaskfieldError
+from maskfield_ns.old_addresses import answer_old_names
 
 if TYPE_CHECKING:
     from nerfstudio.configs.base_config import ViewerConfig
@@ -40,6 +41,7 @@ _LPIPS_MIN_SIDE = 31
 
 def apply() -> None:
     """Install the process-wide workarounds. Cheap (no import beyond what nerfstudio needs) and idempotent."""
+    answer_old_names()
     allow_numpy_scalars_in_checkpoints()
     install_error_hook()
     keep_viewer_local()

@@ -21,11 +21,11 @@ from maskfield_ns.data.datamanager import MaskfieldDataManagerConfig
 from maskfield_ns.data.splat_datamanager import MaskfieldSplatDataManagerConfig
 from maskfield_ns.fields.mask_field import MaskFieldConfig
 from maskfield_ns.foundation.config import MergedConfig, OpenClipConfig, SamConfig, TinyClipConfig
-from maskfield_ns.models.mask_stage import MaskStageConfig
 from maskfield_ns.models.maskfield import MaskfieldModelConfig
 from maskfield_ns.models.optimizers import FusedAdamOptimizerConfig
-from maskfield_ns.models.pipeline import MaskfieldPipelineConfig
 from maskfield_ns.models.splat import MaskfieldSplatModelConfig
+from maskfield_ns.pipeline import MaskfieldPipelineConfig
+from maskfield_ns.systems.mask_field.mask_stage import MaskStageConfig
 
 compat.apply()
 

@@ -21,22 +21,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from maskfield_ns.errors import CheckpointError, MaskfieldError, SelectionError
+from maskfield_ns.errors import SelectionError
+from maskfield_ns.runs import open_run
 
 if TYPE_CHECKING:
     import torch
     from nerfstudio.cameras.cameras import Cameras
-    from nerfstudio.engine.trainer import TrainerConfig
 
-    from maskfield_ns.editing.answers import Measured
+    from maskfield_ns.answers.ask import ActiveQuery
     from maskfield_ns.editing.edits import EditList
-    from maskfield_ns.editing.frames import CaptureFrame
-    from maskfield_ns.editing.objects import SceneObject
-    from maskfield_ns.editing.selection import Selection
-    from maskfield_ns.editing.selector import Level, Selector
-    from maskfield_ns.models.mask_outputs import ActiveQuery
-
-CONFIG_NAME = "config.yml"
+    from maskfield_ns.selection.coordinates import CaptureFrame
+    from maskfield_ns.selection.measure import Measured
+    from maskfield_ns.selection.objects import SceneObject
+    from maskfield_ns.selection.selection import Selection
+    from maskfield_ns.selection.selector import Level, Selector
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Answer:
     phrase: str
     """The phrase; "picture" or "pixel (row, column)" otherwise."""
     score: float
-    """Evidence (:func:`maskfield_ns.queries.decision.evidence`), in [0, 1]: LERF relevancy of the best query, where a
+    """Evidence (:func:`maskfield_ns.answers.decision.evidence`), in [0, 1]: LERF relevancy of the best query, where a
     tie with the best negative is 0.5, less for subparts and for things seen from few views. Of a pixel: how surely it
     belongs to the query."""
     found: bool
@@ -54,7 +52,7 @@ class Answer:
     queries: tuple[int, ...]
     """The scene's queries nearest to the phrase (``DecisionRule.window``), best first; empty when not found.
 
-    Masks come from every query by its relevancy (:func:`maskfield_ns.queries.decision.heat_map`), not from these alone.
+    Masks come from every query by its relevancy (:func:`maskfield_ns.answers.decision.heat_map`), not from these alone.
     """
     negatives: tuple[str, ...]
     """What the phrase was measured against."""
@@ -115,30 +113,7 @@ class Scene:
             CheckpointError: there is no run, no checkpoint, or one of another method or version.
             CaptureError: the capture the run was trained on is gone or broken (its cameras are needed).
         """
-        config_path = find_config(Path(run))
-        # The config names classes by import path and loading it runs their constructors: nerfstudio's format.
-        # It is trusted like a program, as all nerfstudio commands do.
-        from nerfstudio.utils.eval_utils import eval_setup
-
-        checkpoints = config_path.parent / "nerfstudio_models"
-        if not list(checkpoints.glob("step-*.ckpt")):
-            raise CheckpointError(f"no checkpoint in {checkpoints}: the training was stopped before its first save")
-
-        def beside_its_config(config: TrainerConfig) -> TrainerConfig:
-            # nerfstudio looks below the training's working directory; the run may have moved, or we may be elsewhere.
-            config.relative_model_dir = checkpoints.resolve()
-            return config
-
-        try:
-            _, pipeline, _, step = eval_setup(config_path, test_mode="test", update_config_callback=beside_its_config)
-        except MaskfieldError:
-            raise
-        except Exception as error:  # a foreign or damaged file makes yaml, pickle and torch raise anything
-            reason = str(error).partition("\n")[0]  # torch goes on with advice that would be unsafe to follow
-            raise CheckpointError(f"cannot open {config_path}: {type(error).__name__}: {reason}") from error
-        if not hasattr(pipeline.model, "query_head"):
-            raise CheckpointError(f"{config_path} is a run of another method: it has no mask field to query")
-        return cls(pipeline, config_path, step)
+        return cls(*open_run(Path(run)))
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
@@ -188,7 +163,7 @@ class Scene:
         ]
 
     def _answer(self, name: str, scores: torch.Tensor, negatives: tuple[str, ...], level: Level) -> Answer:
-        from maskfield_ns.queries.decision import evidence, select_queries
+        from maskfield_ns.answers.decision import evidence, select_queries
 
         rule, selector = self.model.config.decision, self.selector
         scores = scores * selector.of_level(level)
@@ -238,7 +213,7 @@ class Scene:
         Raises:
             ValueError: the vocabulary is empty. WeightsError: the run's text model cannot be loaded.
         """
-        from maskfield_ns.editing.objects import list_objects
+        from maskfield_ns.selection.objects import list_objects
 
         return list_objects(self.selector, vocabulary)
 
@@ -246,15 +221,15 @@ class Scene:
 
     @cached_property
     def selector(self) -> Selector:
-        """Makes selections; see :class:`maskfield_ns.editing.selector.Selector`."""
-        from maskfield_ns.editing.selector import Selector
+        """Makes selections; see :class:`maskfield_ns.selection.selector.Selector`."""
+        from maskfield_ns.selection.selector import Selector
 
         return Selector(self.model, self.pipeline.datamanager.train_dataset.cameras)
 
     @cached_property
     def frame(self) -> CaptureFrame:
         """Scene coordinates to the capture's own and back."""
-        from maskfield_ns.editing.frames import CaptureFrame
+        from maskfield_ns.selection.coordinates import CaptureFrame
 
         return CaptureFrame.of(self.pipeline.datamanager)
 
@@ -280,7 +255,7 @@ class Scene:
 
     def measure(self, selection: Selection | Answer) -> Measured:
         """Boxes, centroid, volume, points, mesh of a selection and its mask in any camera."""
-        from maskfield_ns.editing.answers import Measured
+        from maskfield_ns.selection.measure import Measured
 
         chosen = selection.selection if isinstance(selection, Answer) else selection
         return Measured(chosen, self.selector, self.frame)
@@ -288,14 +263,14 @@ class Scene:
     @property
     def edits(self) -> EditList:
         """The edits that are shown."""
-        from maskfield_ns.editing.apply import edits_of
+        from maskfield_ns.editing.show import edits_of
 
         return edits_of(self.model)
 
     @edits.setter
     def edits(self, edits: EditList | None) -> None:
-        """Shows other edits. Errors as :func:`maskfield_ns.editing.apply.set_edits`."""
-        from maskfield_ns.editing.apply import set_edits
+        """Shows other edits. Errors as :func:`maskfield_ns.editing.show.set_edits`."""
+        from maskfield_ns.editing.show import set_edits
 
         set_edits(self.model, edits)
 
@@ -312,10 +287,10 @@ class Scene:
         Raises:
             EditError: it makes no sense. PlyError, CheckpointError: something inserted cannot be opened.
         """
-        from maskfield_ns.editing.making import make_edit
+        from maskfield_ns.editing.build import make_edit
 
         chosen = selection.selection if isinstance(selection, Answer) else selection
-        self.edits = self.edits.then(make_edit(self, kind, chosen, **how))
+        self.edits = self.edits.then(make_edit(self.measure, kind, chosen, **how))
         return self.edits
 
     def undo(self) -> EditList:
@@ -334,9 +309,9 @@ class Scene:
         Raises:
             MaskfieldError: the run's folder cannot be written.
         """
-        from maskfield_ns.editing.making import save_edits
+        from maskfield_ns.editing.build import save_edits
 
-        return save_edits(self)
+        return save_edits(self.edits, self.config_path, self.step)
 
     def export(
         self,
@@ -357,10 +332,11 @@ class Scene:
         Raises:
             MaskfieldError: another file name, nothing to write, or the file cannot be written.
         """
-        from maskfield_ns.editing.making import export
+        from maskfield_ns.selection.export import export
 
         chosen = selection.selection if isinstance(selection, Answer) else selection
-        return export(self, Path(path), chosen, frame)
+        run = {"config": str(self.config_path), "step": self.step}
+        return export(self.selector, self.frame, run, Path(path), chosen, frame)
 
     # --- views --------------------------------------------------------------------------------------------------------
 
@@ -387,7 +363,7 @@ class Scene:
 
         Mask features are rendered once however many answers there are.
         """
-        from maskfield_ns.models.mask_outputs import answer_view
+        from maskfield_ns.answers.render import answer_view
 
         view = camera.camera if isinstance(camera, NamedCamera) else camera
         model = self.model
@@ -411,7 +387,7 @@ class Scene:
         """What is needed to draw answers."""
         import torch
 
-        from maskfield_ns.models.mask_outputs import ActiveQuery, ask
+        from maskfield_ns.answers.ask import ActiveQuery, ask
 
         phrases = tuple(a.phrase for a in answers)
         if all(a.scores is not None for a in answers):
@@ -427,22 +403,3 @@ class Scene:
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.device
-
-
-def find_config(run: Path) -> Path:
-    """The config.yml of a run given by file or folder.
-
-    Raises:
-        CheckpointError: there is none, or several.
-    """
-    if run.is_file():
-        if run.suffix not in (".yml", ".yaml"):
-            raise CheckpointError(f"{run} is no {CONFIG_NAME}: pass the one that ns-train wrote")
-        return run
-    if not run.exists():
-        raise CheckpointError(f"no such run: {run}. Pass the config.yml that ns-train wrote")
-    found = sorted(run.rglob(CONFIG_NAME))
-    if len(found) != 1:
-        what = "no" if not found else f"{len(found)}"
-        raise CheckpointError(f"{run} holds {what} {CONFIG_NAME}: pass the path of one run's {CONFIG_NAME}")
-    return found[0]

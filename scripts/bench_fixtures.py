@@ -22,11 +22,11 @@ import tomllib
 import tyro
 from fixture_formats import DATAPARSERS, WRITERS, read_source
 
-from maskfield_ns.cli import write_json
 from maskfield_ns.commands.bench import find_results, report
 from maskfield_ns.commands.steps import installed_versions, run_step
 from maskfield_ns.errors import MaskfieldError
 from maskfield_ns.evaluation.protocols.registry import BENCHMARKS, score_folder
+from maskfield_ns.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 _GROUP = "nerfstudio.dataparser_configs"

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from maskfield_ns.answers import decision
 from maskfield_ns.evaluation.labels import LabelledCapture
-from maskfield_ns.queries import decision
 from maskfield_ns.scene import Scene
 from maskfield_ns.viewer.selection import selection_mask
 from maskfield_ns.viewer.session import PICTURE, Session

@@ -21,12 +21,12 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from maskfield_ns.cli import write_json
 from maskfield_ns.commands.steps import installed_versions
 from maskfield_ns.errors import MaskfieldError
 from maskfield_ns.evaluation.protocols import filters, threshold
 from maskfield_ns.evaluation.protocols.predictions import ViewPrediction, read_prediction, write_prediction
 from maskfield_ns.evaluation.protocols.registry import benchmark, score_folder
+from maskfield_ns.files import write_json
 
 SCENES = {
     "figurines": ((986, 728), 4, 56),

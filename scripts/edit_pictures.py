@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from maskfield_ns.pictures.sheets import contact_sheet
 from maskfield_ns.scene import Scene
-from maskfield_ns.viewer.pictures import contact_sheet
 
 
 @dataclass

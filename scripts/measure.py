@@ -22,9 +22,9 @@ from typing import Any, Literal
 
 import tyro
 
-from maskfield_ns.cli import write_json
 from maskfield_ns.commands.steps import Step, duration, installed_versions, run_step
 from maskfield_ns.errors import CaptureError, MaskfieldError
+from maskfield_ns.files import write_json
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"

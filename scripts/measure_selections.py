@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskfield_ns.cli import write_json
-from maskfield_ns.editing.selection import GaussianSelection
 from maskfield_ns.errors import SelectionError
 from maskfield_ns.evaluation.labels import LabelledCapture
+from maskfield_ns.files import write_json
 from maskfield_ns.scene import NamedCamera, Scene
+from maskfield_ns.selection.selection import GaussianSelection
 from maskfield_ns.splatting import accumulate
 
 

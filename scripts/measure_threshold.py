@@ -4,7 +4,7 @@
 
 Every run must be trained on a labelled capture. Present phrases are the capture's own; absent ones are the phrases of
 the other captures that name nothing here, and a list of everyday things. The threshold with the best balanced accuracy
-over all runs is printed; :class:`maskfield_ns.queries.decision.DecisionRule` holds the one in use.
+over all runs is printed; :class:`maskfield_ns.answers.decision.DecisionRule` holds the one in use.
 """
 
 from __future__ import annotations

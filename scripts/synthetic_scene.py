@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from maskfield_ns.data.mask_views import MaskTargets, MaskViews
-from maskfield_ns.models.mask_stage import MaskStage, MaskStageConfig, ViewState
-from maskfield_ns.queries.head import QueryHead
 from maskfield_ns.splatting import PreparedView, prepare_view, rasterize_features
+from maskfield_ns.systems.mask_field.head import QueryHead
+from maskfield_ns.systems.mask_field.mask_stage import MaskStage, MaskStageConfig, ViewState
 
 EMBEDDING_DIM = 512
 LEVELS = 3

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from maskfield_ns.data.mask_views import MaskTargets, MaskViews
 from maskfield_ns.foundation.protocols import LEVELS
-from maskfield_ns.models.mask_stage import MaskStage, MaskStageConfig
-from maskfield_ns.queries.head import QueryHead
+from maskfield_ns.systems.mask_field.head import QueryHead
+from maskfield_ns.systems.mask_field.mask_stage import MaskStage, MaskStageConfig
 
 HEIGHT, WIDTH, EMBEDDING_DIM = 12, 16, 8
 """Size of a view's ray grid."""

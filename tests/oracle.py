@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from maskfield_ns import cli
-from maskfield_ns.models.benchmark import BenchmarkEvaluator
-from maskfield_ns.models.mask_outputs import Outputs
-from maskfield_ns.queries.decision import DecisionRule
-from maskfield_ns.queries.head import QueryHead
+from maskfield_ns.answers.decision import DecisionRule
+from maskfield_ns.answers.render import Outputs
+from maskfield_ns.evaluation.benchmark import BenchmarkEvaluator
+from maskfield_ns.systems.mask_field.head import QueryHead
 
 DIM = 24
 Command = Callable[..., str]

@@ -13,7 +13,8 @@ from typing import Any
 from PIL import Image
 
 from maskfield_ns.commands.extract import method_config
-from maskfield_ns.foundation.config import MergedConfig, ProposerConfig, RegionsConfig, TinySamConfig
+from maskfield_ns.foundation.base import ProposerConfig
+from maskfield_ns.foundation.config import MergedConfig, RegionsConfig, TinySamConfig
 from maskfield_ns.foundation.tiny import packaged_weights
 
 DEMO_CAPTURE = Path(packaged_weights("tiny_clip")).parent / "demo_capture"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskfield_ns.queries.association import Group, ViewMasks, associate, mask_cells, nested
+from maskfield_ns.systems.mask_field.association import Group, ViewMasks, associate, mask_cells, nested
 
 GRID = 20
 """The world is GRID x GRID cells; its objects are rectangles on a floor that is an object too."""

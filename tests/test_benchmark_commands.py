@@ -16,9 +16,9 @@ from PIL import Image
 
 from maskfield_ns.commands.bench import find_results
 from maskfield_ns.errors import BenchmarkError
+from maskfield_ns.evaluation.benchmark import PREDICTIONS
 from maskfield_ns.evaluation.protocols.registry import BENCHMARKS, benchmark, published_tables
 from maskfield_ns.evaluation.published import published, published_results
-from maskfield_ns.models.benchmark import PREDICTIONS
 
 pytest_plugins = ("fixtures_on_disk", "oracle")
 

@@ -14,10 +14,10 @@ from oracle import Evaluated, Oracle, ids_in
 from PIL import Image
 
 from maskfield_ns.data.undistortion import undistortion
+from maskfield_ns.evaluation.benchmark import PREDICTIONS, WORST_SHEET, BenchmarkEvaluator
 from maskfield_ns.evaluation.protocols.predictions import read_prediction
 from maskfield_ns.evaluation.protocols.registry import BENCHMARKS, score_folder
 from maskfield_ns.evaluation.protocols.sentences import OV_NERF_SENTENCES, sentences
-from maskfield_ns.models.benchmark import PREDICTIONS, WORST_SHEET, BenchmarkEvaluator
 
 pytest_plugins = ("fixtures_on_disk", "oracle")
 

@@ -14,7 +14,7 @@ from captures import make_capture
 from runs import small_config
 
 from maskfield_ns import cli
-from maskfield_ns.commands.query import slug
+from maskfield_ns.files import slug
 
 Ask = Callable[..., str]
 

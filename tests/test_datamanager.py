@@ -25,7 +25,8 @@ from maskfield_ns.data.datamanager import MaskfieldDataManager, MaskfieldDataMan
 from maskfield_ns.data.mask_source import extract
 from maskfield_ns.data.mask_views import MaskViews
 from maskfield_ns.errors import CacheError, CaptureError
-from maskfield_ns.foundation.config import EmbedderConfig, ProposerConfig, RegionsConfig
+from maskfield_ns.foundation.base import EmbedderConfig, ProposerConfig
+from maskfield_ns.foundation.config import RegionsConfig
 from maskfield_ns.foundation.protocols import MaskProposals, mask_boxes
 
 SEEN: list[tuple[str, tuple[int, ...]]] = []

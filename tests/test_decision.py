@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskfield_ns.queries import decision
-from maskfield_ns.queries.decision import DecisionRule
-from maskfield_ns.queries.relevancy import class_probabilities
+from maskfield_ns.answers import decision
+from maskfield_ns.answers.decision import DecisionRule
+from maskfield_ns.answers.relevancy import class_probabilities
 
 NONE = torch.full((6,), -1)
 """Levels of queries without levels."""

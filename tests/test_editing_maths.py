@@ -12,13 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from maskfield_ns.editing.frames import CaptureFrame
-from maskfield_ns.editing.gaussians import quaternion_product
-from maskfield_ns.editing.geometry import Box, aligned_box, oriented_box, pieces, weighted_quantile
-from maskfield_ns.editing.harmonics import band, rotate_rest
-from maskfield_ns.editing.packing import pack_indices, unpack_indices
-from maskfield_ns.editing.similarity import Similarity, axis_rotation, quaternion, quaternion_rotations
 from maskfield_ns.errors import EditError
+from maskfield_ns.selection.coordinates import CaptureFrame
+from maskfield_ns.selection.geometry import Box, aligned_box, oriented_box, pieces, weighted_quantile
+from maskfield_ns.selection.index_codec import pack_indices, unpack_indices
+from maskfield_ns.selection.transform import (
+    Similarity,
+    axis_rotation,
+    quaternion,
+    quaternion_product,
+    quaternion_rotations,
+)
+from maskfield_ns.splatting.sh_rotation import band, rotate_rest
 
 RNG = np.random.default_rng(4)
 

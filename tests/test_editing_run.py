@@ -12,7 +12,7 @@ from PIL import Image
 from runs import make_small_demo, small_splat_config, train
 
 from maskfield_ns import cli
-from maskfield_ns.editing.ply import read_gaussians
+from maskfield_ns.selection.ply import read_gaussians
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,8 @@ import pytest
 
 from maskfield_ns.editing import edits as e
 from maskfield_ns.editing.edits import Edit, EditList, layers_of, tint_matrix
-from maskfield_ns.editing.selection import (
+from maskfield_ns.errors import EditError, MaskfieldError, SelectionError
+from maskfield_ns.selection.selection import (
     FieldSelection,
     FieldTerm,
     GaussianSelection,
@@ -18,8 +19,7 @@ from maskfield_ns.editing.selection import (
     Selection,
     selection_from_json,
 )
-from maskfield_ns.editing.similarity import Similarity
-from maskfield_ns.errors import EditError, MaskfieldError, SelectionError
+from maskfield_ns.selection.transform import Similarity
 
 
 def some(name: str, *members: int, count: int = 10) -> GaussianSelection:

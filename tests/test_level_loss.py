@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskfield_ns.queries.level_loss import LevelTargets, level_loss, level_targets
+from maskfield_ns.systems.mask_field.level_loss import LevelTargets, level_loss, level_targets
 
 
 def plain(features, vectors, bias, targets: LevelTargets, absent: float, small: float):

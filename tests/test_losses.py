@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from maskfield_ns.queries import losses
+from maskfield_ns.systems.mask_field import losses
 
 
 def random_case(queries: int = 5, masks: int = 4, pixels: int = 37, seed: int = 0) -> tuple[Tensor, Tensor]:

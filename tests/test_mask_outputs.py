@@ -7,19 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskfield_ns.models import mask_outputs
-from maskfield_ns.models.mask_outputs import (
-    ActiveQuery,
-    answer_view,
-    ask,
-    feature_colours,
-    mask_pictures,
-    palette,
-    query_masks,
-)
-from maskfield_ns.queries import decision
-from maskfield_ns.queries.decision import DecisionRule
-from maskfield_ns.queries.head import QueryHead
+from maskfield_ns.answers import decision
+from maskfield_ns.answers.ask import ActiveQuery, ask
+from maskfield_ns.answers.decision import DecisionRule
+from maskfield_ns.answers.render import answer_view, feature_colours, mask_pictures, query_masks
+from maskfield_ns.pictures.colors import palette
+from maskfield_ns.systems.mask_field.head import QueryHead
 
 RULE = DecisionRule(
     found_threshold=0.6, window=0.1, levels_agreeing=1, min_support=3.0, temperature=10.0, class_temperature=20.0

@@ -30,7 +30,7 @@ from test_matching import maskfield_cost
 from torch import Tensor
 
 from maskfield_ns.foundation.protocols import LEVELS
-from maskfield_ns.models.mask_stage import MaskStage
+from maskfield_ns.systems.mask_field.mask_stage import MaskStage
 
 
 def explained(stage: MaskStage, scene: MaskScene, view: int) -> dict[str, int]:

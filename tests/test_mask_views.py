@@ -8,14 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskfield_ns.data.mask_views import (
-    MaskTargets,
-    MaskViews,
-    area_average,
-    grid_centres,
-    grid_size,
-    reduce_masks,
-)
+from maskfield_ns.data.mask_views import MaskTargets, MaskViews, area_average, grid_centres, grid_size, reduce_masks
 
 
 def reduce(masks: np.ndarray, grid: tuple[int, int], **options: object) -> MaskTargets:

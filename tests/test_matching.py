@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from maskfield_ns.queries.matching import MatchCosts, match, matching_cost
+from maskfield_ns.systems.mask_field.matching import MatchCosts, match, matching_cost
 
 
 def pairings(queries: int, masks: int, size: int) -> list[list[tuple[int, int]]]:

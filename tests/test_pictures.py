@@ -14,10 +14,9 @@ from skimage.color import rgb2lab
 from skimage.segmentation import find_boundaries
 
 from maskfield_ns.errors import MaskfieldError
-from maskfield_ns.viewer.pictures import (
-    UNLABELLED_COLOUR,
+from maskfield_ns.pictures.colors import UNLABELLED_COLOUR, colour_table
+from maskfield_ns.pictures.sheets import (
     class_picture,
-    colour_table,
     contact_sheet,
     heat_map,
     label_picture,

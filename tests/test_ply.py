@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskfield_ns.editing.ply import read_gaussians, read_ply, write_gaussians, write_mesh, write_ply, write_points
 from maskfield_ns.errors import PlyError
+from maskfield_ns.selection.ply import read_gaussians, read_ply, write_gaussians, write_mesh, write_ply, write_points
 
 RNG = np.random.default_rng(2)
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskfield_ns.queries.relevancy import (
+from maskfield_ns.answers.relevancy import (
     CANONICAL_NEGATIVES,
     class_probabilities,
     cosine_similarity,

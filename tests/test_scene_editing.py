@@ -25,12 +25,12 @@ from toy_scene import (
     surface_points,
 )
 
-from maskfield_ns.editing.geometry import Box
-from maskfield_ns.editing.ply import read_gaussians, read_ply
-from maskfield_ns.editing.selection import GaussianSelection
-from maskfield_ns.editing.similarity import Similarity, axis_rotation
 from maskfield_ns.errors import EditError, MaskfieldError, SelectionError
 from maskfield_ns.scene import Scene
+from maskfield_ns.selection.geometry import Box
+from maskfield_ns.selection.ply import read_gaussians, read_ply
+from maskfield_ns.selection.selection import GaussianSelection
+from maskfield_ns.selection.transform import Similarity, axis_rotation
 
 BALL_VOLUME, BOX_VOLUME = 4 / 3 * np.pi * BALL_RADIUS**3, BOX_SIZE.prod()
 
@@ -282,7 +282,7 @@ def test_duplicates_stand_where_they_are_put(scene: Scene) -> None:
     rgb = scene.render(camera).rgb.astype(int)
     green = rgb[..., 1] > rgb[..., [0, 2]].max(-1) + 30
     assert green.sum() > 30 and is_colour(rgb.astype(np.uint8), "ball").sum() > 30
-    from maskfield_ns.editing.survey import project
+    from maskfield_ns.selection.surface_views import project
 
     middle = torch.tensor([[*place[:2], place[2] + 0.8 * BALL_RADIUS]]).float()
     row, column, _ = (float(v[0]) for v in project(camera.camera, middle))

@@ -6,7 +6,8 @@ import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.models.splatfacto import get_viewmat
 
-from maskfield_ns.models.splat import batch_ssim, unproject, world_to_camera
+from maskfield_ns.cameras import unproject, world_to_camera
+from maskfield_ns.models.splat import batch_ssim
 
 
 def random_poses(count: int) -> torch.Tensor:

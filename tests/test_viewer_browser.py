@@ -19,7 +19,7 @@ from browser import Browser, find_browser
 from made_run import make_run
 from PIL import Image
 
-from maskfield_ns.models.mask_outputs import answer_view
+from maskfield_ns.answers.render import answer_view
 from maskfield_ns.scene import Scene
 from maskfield_ns.viewer.panel import Panel
 

@@ -13,8 +13,8 @@ import torch
 from toy_scene import COLOURS, field_scene, gaussian_scene
 
 from maskfield_ns.editing.edits import EditList
-from maskfield_ns.editing.ply import read_gaussians
 from maskfield_ns.scene import Scene
+from maskfield_ns.selection.ply import read_gaussians
 from maskfield_ns.viewer.editor import SceneEditor
 from maskfield_ns.viewer.session import PICTURE, Session
 

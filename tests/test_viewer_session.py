@@ -19,12 +19,12 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
 from PIL import Image
 
+from maskfield_ns.answers import decision
+from maskfield_ns.answers.assignments import memberships
+from maskfield_ns.answers.decision import DecisionRule
+from maskfield_ns.answers.render import Outputs
 from maskfield_ns.errors import MaskfieldError
-from maskfield_ns.models.mask_outputs import Outputs
-from maskfield_ns.queries import decision
-from maskfield_ns.queries.decision import DecisionRule
-from maskfield_ns.queries.head import QueryHead
-from maskfield_ns.queries.memberships import memberships
+from maskfield_ns.systems.mask_field.head import QueryHead
 from maskfield_ns.viewer.cache import ViewCache, camera_pose, model_state
 from maskfield_ns.viewer.compose import MODES
 from maskfield_ns.viewer.patches import read_picture

@@ -17,12 +17,12 @@ from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.field_components.field_heads import FieldHeadNames
 from torch import Tensor
 
-from maskfield_ns.editing.similarity import axis_rotation
 from maskfield_ns.fields.mask_field import MaskFieldConfig
-from maskfield_ns.models.mask_stage import MaskStageConfig
 from maskfield_ns.models.maskfield import MaskfieldModelConfig
 from maskfield_ns.models.splat import MaskfieldSplatModelConfig
 from maskfield_ns.scene import Scene
+from maskfield_ns.selection.transform import axis_rotation
+from maskfield_ns.systems.mask_field.mask_stage import MaskStageConfig
 
 BALL_CENTRE, BALL_RADIUS = np.array([-0.25, 0.0, 0.0]), 0.15
 BOX_CENTRE, BOX_SIZE, BOX_YAW = np.array([0.28, 0.05, 0.0]), np.array([0.24, 0.16, 0.3]), 30.0

@@ -11,15 +11,7 @@ from typing import Any
 from maskfield_ns.errors import BenchmarkError
 from maskfield_ns.evaluation.protocols.registry import BENCHMARKS, Benchmark, published_tables
 from maskfield_ns.evaluation.published import published
-from maskfield_ns.evaluation.tables import (
-    RunResult,
-    Table,
-    build_table,
-    comma_separated,
-    latex,
-    markdown,
-    split_name,
-)
+from maskfield_ns.evaluation.tables import RunResult, Table, build_table, comma_separated, latex, markdown, split_name
 
 _HOW = "ns-eval --load-config RUN/config.yml --output-path RUN/benchmark.json --render-output-path RUN/eval"
 

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from maskfield_ns.cli import write_json
 from maskfield_ns.commands.steps import Step, duration, installed_versions, run_step
 from maskfield_ns.errors import MaskfieldError
+from maskfield_ns.files import write_json
 
 CAPTURE = Path(__file__).resolve().parents[1] / "assets" / "demo_capture"
 PHRASES = ("green mug", "rubber duck", "soccer ball", "the red one", "teddy bear", "robot", "elephant")

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maskfield_ns.editing.build import load_edits
 from maskfield_ns.editing.edits import FILE_NAME, EditList
-from maskfield_ns.editing.making import EDITED_CONFIG, load_edits
 from maskfield_ns.errors import EditError, MaskfieldError
-from maskfield_ns.scene import Scene, find_config
+from maskfield_ns.runs import EDITED_CONFIG, find_config
+from maskfield_ns.scene import Scene
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _outputs(scene: Scene, request: Request) -> None:
         count = scene.export(request.bake)
         print(f"{request.bake}: {count} Gaussians, edits included")
     if request.preview is not None:
-        from maskfield_ns.viewer.pictures import contact_sheet
+        from maskfield_ns.pictures.sheets import contact_sheet
 
         cameras = scene.cameras("test") or scene.cameras("train")
         chosen = [cameras[i] for i in sorted({0, len(cameras) // 3, 2 * len(cameras) // 3})]

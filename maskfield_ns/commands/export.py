@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from maskfield_ns.cli import write_json
-from maskfield_ns.commands.query import slug
-from maskfield_ns.editing import exporting
-from maskfield_ns.editing.answers import Measured
-from maskfield_ns.editing.selector import Level
 from maskfield_ns.errors import MaskfieldError, SelectionError
+from maskfield_ns.files import write_json
 from maskfield_ns.scene import Scene
+from maskfield_ns.selection.export import boxes_json, write_things
+from maskfield_ns.selection.selector import Level
 
 
 def export(
@@ -56,41 +54,7 @@ def export(
     things += [scene.measure(scene.select(query)) for query in queries]
     write_things(things, output, frame, mesh)
     if things:
-        write_json(output / "boxes.json", exporting.boxes_json(things, scene.frame, run))
+        write_json(output / "boxes.json", boxes_json(things, scene.frame, run))
         print(f"{output / 'boxes.json'}: boxes, centroids and volumes in scene and capture coordinates")
     if missing and not things:
         raise MaskfieldError(f"none of {', '.join(missing)} was found in the scene")
-
-
-def write_things(
-    things: Sequence[Measured], output: Path, frame: Literal["scene", "capture"], mesh: bool, stem: str | None = None
-) -> list[Path]:
-    """Writes a .ply per thing, and a mesh each if wanted; returns the paths.
-
-    Args:
-        things: what.
-        output: folder.
-        frame: coordinates.
-        mesh: also write ``..._mesh.ply``.
-        stem: first part of the names; a single thing has it as its name.
-    """
-    taken: set[str] = {"scene"}
-    written = []
-    for thing in things:
-        own = slug(thing.selection.name, taken)
-        name = own if stem is None else stem if len(things) == 1 else f"{stem}_{own}"
-        path = output / f"{name}.ply"
-        count = exporting.export_object(thing, path, frame)
-        what = "Gaussians" if thing.selector.gaussian else "points"
-        print(f'{path}: {count} {what} of "{thing.selection.name}"')
-        written.append(path)
-        if mesh:
-            path = output / f"{name}_mesh.ply"
-            try:
-                count = exporting.export_mesh(thing, path, frame)
-            except SelectionError as error:
-                print(f"no mesh: {error}")
-                continue
-            print(f'{path}: {count} triangles around "{thing.selection.name}"')
-            written.append(path)
-    return written

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from maskfield_ns.cli import write_json
 from maskfield_ns.errors import MaskfieldError
+from maskfield_ns.files import slug, write_json
+from maskfield_ns.pictures.sheets import class_picture, contact_sheet, heat_map, overlay, save_png
 from maskfield_ns.scene import Answer, RenderedView, Scene
-from maskfield_ns.viewer.pictures import class_picture, contact_sheet, heat_map, overlay, save_png
-
-
-def slug(text: str, taken: set[str] | None = None) -> str:
-    """A file name for a phrase: readable where it can be, and unlike any name already taken."""
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    name = re.sub(r"[^a-z0-9]+", "_", plain.lower()).strip("_")[:40] or "phrase"
-    taken = taken if taken is not None else set()
-    unique, number = name, 2
-    while unique in taken:
-        unique, number = f"{name}_{number}", number + 1
-    taken.add(unique)
-    return unique
 
 
 def query(
@@ -112,8 +98,7 @@ def _export(scene: Scene, found: Sequence[Answer], output: Path, names: Sequence
     if not found:
         print("nothing was found: nothing is exported")
         return
-    from maskfield_ns.commands.export import write_things
-    from maskfield_ns.editing.exporting import boxes_json, export_mesh
+    from maskfield_ns.selection.export import boxes_json, export_mesh, write_things
 
     things = [scene.measure(answer) for answer in found]
     for name in names:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from maskfield_ns.cli import write_json
 from maskfield_ns.data import layouts
 from maskfield_ns.errors import BenchmarkError
 from maskfield_ns.evaluation.protocols.known import unexpected
 from maskfield_ns.evaluation.protocols.registry import Benchmark, benchmark, score_folder
 from maskfield_ns.evaluation.protocols.scoring import SceneScore
-from maskfield_ns.evaluation.worst import WorstCases
+from maskfield_ns.evaluation.worst_cases import WorstCases
+from maskfield_ns.files import write_json
 
 
 def score(

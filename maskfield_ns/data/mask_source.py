@@ -21,11 +21,10 @@ from maskfield_ns import compat
 from maskfield_ns.data.capture import CaptureSummary, check_capture
 from maskfield_ns.data.mask_views import MaskTargets, MaskViews, grid_size, reduce_masks
 from maskfield_ns.errors import CacheError, CaptureError
+from maskfield_ns.foundation.base import EmbedderConfig, ProposerConfig
 from maskfield_ns.foundation.config import (
-    EmbedderConfig,
     MergedConfig,
     OpenClipConfig,
-    ProposerConfig,
     RegionsConfig,
     SamConfig,
     TinyClipConfig,

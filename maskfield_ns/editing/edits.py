@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from maskfield_ns.editing.selection import GaussianSelection, Selection, selection_from_json
-from maskfield_ns.editing.similarity import Similarity
 from maskfield_ns.errors import EditError
+from maskfield_ns.selection.selection import GaussianSelection, Selection, selection_from_json
+from maskfield_ns.selection.transform import Similarity
 
 SCHEMA_VERSION = 1
 """Version of the edit file."""
@@ -329,7 +329,7 @@ class EditList:
         Raises:
             MaskfieldError: the file cannot be written.
         """
-        from maskfield_ns.cli import write_json
+        from maskfield_ns.files import write_json
 
         data = {
             "format": "maskfield edits",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,10 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from maskfield_ns.editing.edits import Change, EditList, Layer, tint_matrix
-from maskfield_ns.editing.harmonics import C0, rotate_rest
-from maskfield_ns.editing.selection import GaussianSelection
-from maskfield_ns.editing.similarity import Similarity, quaternion
 from maskfield_ns.errors import EditError
-
-Params = Mapping[str, Tensor]
-"""Gaussians before activation, as splatfacto keeps them: means, quats (w first), scales (log), opacities (logit),
-features_dc, features_rest, and our mask_features."""
+from maskfield_ns.selection.selection import GaussianSelection
+from maskfield_ns.selection.transform import Params, transformed
+from maskfield_ns.splatting.sh_rotation import C0
 
 _PAINT_LIMIT = 1e-3
 """Colours stay this far from 0 and 1 where they are kept as logits."""
@@ -118,37 +113,6 @@ def layered(base: Params, layer: Layer, plain: bool) -> tuple[dict[str, Tensor],
     return transformed(result, layer.transform), rows
 
 
-def transformed(params: Params, transform: Similarity) -> dict[str, Tensor]:
-    """Gaussians after a similarity; colours turn along, so that they look the same from a camera that turns along."""
-    result = dict(params)
-    if transform.is_identity:
-        return result
-    means = result["means"]
-    rotation = torch.from_numpy(transform.rotation).to(means)
-    shift = torch.from_numpy(transform.translation).to(means)
-    result["means"] = transform.scale * means @ rotation.T + shift
-    result["scales"] = result["scales"] + float(np.log(transform.scale))
-    turn = torch.from_numpy(quaternion(transform.rotation)).to(means)
-    result["quats"] = quaternion_product(turn, result["quats"])
-    result["features_rest"] = rotate_rest(result["features_rest"], transform.rotation)
-    return result
-
-
-def quaternion_product(a: Tensor, b: Tensor) -> Tensor:
-    """The rotation b and then a, as quaternions (w, x, y, z)."""
-    aw, ax, ay, az = a.unbind(-1)
-    bw, bx, by, bz = b.unbind(-1)
-    return torch.stack(
-        [
-            aw * bw - ax * bx - ay * by - az * bz,
-            aw * bx + ax * bw + ay * bz - az * by,
-            aw * by - ax * bz + ay * bw + az * bx,
-            aw * bz + ax * by - ay * bx + az * bw,
-        ],
-        dim=-1,
-    )
-
-
 def _tint(params: dict[str, Tensor], chosen: Tensor, matrix: np.ndarray, plain: bool) -> None:
     dc, rest = params["features_dc"], params["features_rest"]
     paint = torch.from_numpy(matrix).to(dc)
@@ -163,7 +127,7 @@ def _tint(params: dict[str, Tensor], chosen: Tensor, matrix: np.ndarray, plain: 
 
 def _from_ply(path: Path, model: Any) -> dict[str, Tensor]:
     """Gaussians of a file in the form of a model's own."""
-    from maskfield_ns.editing.ply import read_gaussians
+    from maskfield_ns.selection.ply import read_gaussians
 
     read = read_gaussians(path)
     own = model.gauss_params

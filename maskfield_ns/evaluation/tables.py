@@ -18,7 +18,7 @@ class RunResult:
 
     method: str
     details: dict[str, Any]
-    """As :class:`maskfield_ns.models.benchmark.BenchmarkEvaluator` or ``maskfield score`` wrote it."""
+    """As :class:`maskfield_ns.evaluation.benchmark.BenchmarkEvaluator` or ``maskfield score`` wrote it."""
     place: str
     """File it was read from."""
 

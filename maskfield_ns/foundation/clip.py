@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskfield_ns.errors import WeightsError
-from maskfield_ns.foundation.config import OpenClipConfig, TinyClipConfig, describe
+from maskfield_ns.foundation.base import describe
+from maskfield_ns.foundation.config import OpenClipConfig, TinyClipConfig
 from maskfield_ns.foundation.crops import masked_crops
 from maskfield_ns.foundation.dense import dense_features, dense_input, pool_features, supports_dense
 from maskfield_ns.foundation.weights import as_local_file

@@ -11,7 +11,8 @@ from PIL import Image
 from skimage.color import rgb2lab
 from skimage.segmentation import felzenszwalb
 
-from maskfield_ns.foundation.config import RegionsConfig, describe
+from maskfield_ns.foundation.base import describe
+from maskfield_ns.foundation.config import RegionsConfig
 from maskfield_ns.foundation.filtering import concatenate, keep_distinct, reduced_size, select
 from maskfield_ns.foundation.protocols import LEVELS, MaskProposals, mask_boxes
 

@@ -26,7 +26,8 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
 from maskfield_ns.errors import WeightsError
-from maskfield_ns.foundation.config import MaskGeneratorConfig, describe
+from maskfield_ns.foundation.base import describe
+from maskfield_ns.foundation.config import MaskGeneratorConfig
 from maskfield_ns.foundation.filtering import empty_proposals, keep_distinct, reduced_size
 from maskfield_ns.foundation.protocols import LEVELS, MaskProposals, mask_boxes
 

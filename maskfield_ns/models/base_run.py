@@ -55,7 +55,7 @@ def open_base_run(path: Path, family: type) -> BaseRun:
     """
     import yaml
 
-    from maskfield_ns.scene import find_config
+    from maskfield_ns.runs import find_config
 
     checkpoint = path if path.suffix == ".ckpt" else None
     config_path = find_config(path.parent.parent / "config.yml" if checkpoint else path)

@@ -15,10 +15,11 @@ from nerfstudio.models.nerfacto import NerfactoModel, NerfactoModelConfig
 from torch import Tensor
 
 from maskfield_ns import compat
+from maskfield_ns.answers.render import Outputs
+from maskfield_ns.fields.cells import cell_index
 from maskfield_ns.fields.mask_field import MaskField, MaskFieldConfig, render_features, unit_cube_positions
 from maskfield_ns.models.base_run import copy_tensors
-from maskfield_ns.models.mask_outputs import Outputs
-from maskfield_ns.models.queryable import Look, QueryableConfig, QueryableModel, cell_index
+from maskfield_ns.models.queryable import Look, QueryableConfig, QueryableModel
 
 if TYPE_CHECKING:
     from torch.nn import Parameter

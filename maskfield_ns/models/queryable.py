@@ -17,13 +17,14 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from maskfield_ns import compat
+from maskfield_ns.answers.ask import ActiveQuery, ask
+from maskfield_ns.answers.decision import DecisionRule
+from maskfield_ns.answers.relevancy import CANONICAL_NEGATIVES
+from maskfield_ns.answers.render import Outputs, mask_pictures
+from maskfield_ns.answers.text import TextEncoder
 from maskfield_ns.errors import CheckpointError
-from maskfield_ns.models.mask_outputs import ActiveQuery, Outputs, ask, mask_pictures
-from maskfield_ns.models.mask_stage import MaskStage, MaskStageConfig
-from maskfield_ns.models.text import TextEncoder
-from maskfield_ns.queries.decision import DecisionRule
-from maskfield_ns.queries.head import QueryHead, check_checkpoint
-from maskfield_ns.queries.relevancy import CANONICAL_NEGATIVES
+from maskfield_ns.systems.mask_field.head import QueryHead, check_checkpoint
+from maskfield_ns.systems.mask_field.mask_stage import MaskStage, MaskStageConfig
 from maskfield_ns.viewer.control import PanelControl
 
 View = Any
@@ -65,7 +66,7 @@ class QueryableModel:
     query_head: QueryHead
     text: TextEncoder
     edits: Any = None
-    """What :func:`maskfield_ns.editing.apply.set_edits` has put there; read when rendering, never in a checkpoint."""
+    """What :func:`maskfield_ns.editing.show.set_edits` has put there; read when rendering, never in a checkpoint."""
 
     base_config: type
     """nerfstudio's config class of the radiance field that masks can be attached to."""
@@ -143,8 +144,8 @@ class QueryableModel:
             EditError: the file cannot be read, or was made in another run.
         """
         if self.config.edit_file and self._metadata.get("mask_views") is None:
-            from maskfield_ns.editing.apply import set_edits
             from maskfield_ns.editing.edits import EditList
+            from maskfield_ns.editing.show import set_edits
 
             set_edits(self, EditList.load(Path(self.config.edit_file)))
 
@@ -232,9 +233,3 @@ class QueryableModel:
                 images[name] = picture.clamp(0, 1)
         metrics = {k: float(v) for k, v in metrics.items() if np.isfinite(float(v))}
         return metrics, images
-
-
-def cell_index(cube: Float[Tensor, "*batch 3"], resolution: int) -> Int[Tensor, "*batch"]:
-    """Index of the cell that holds each point of the unit cube, cut into resolution^3 cells."""
-    index = (cube * resolution).long().clamp(0, resolution - 1)
-    return (index[..., 0] * resolution + index[..., 1]) * resolution + index[..., 2]

@@ -15,18 +15,20 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from maskfield_ns import compat
+from maskfield_ns.answers.render import Outputs
+from maskfield_ns.cameras import unproject, world_to_camera
 from maskfield_ns.errors import CheckpointError
+from maskfield_ns.fields.cells import cell_index
 from maskfield_ns.fields.mask_field import unit_cube_positions
 from maskfield_ns.foundation.protocols import LEVELS
 from maskfield_ns.models.base_run import copy_tensors
-from maskfield_ns.models.mask_outputs import Outputs
-from maskfield_ns.models.queryable import Look, QueryableConfig, QueryableModel, cell_index
-from maskfield_ns.queries.closed_form import neighbours, solve_features
+from maskfield_ns.models.queryable import Look, QueryableConfig, QueryableModel
 from maskfield_ns.splatting import PreparedView, accumulate, prepare_view, rasterize, rasterize_features
 from maskfield_ns.splatting.ssim import ssim
+from maskfield_ns.systems.mask_field.closed_form import neighbours, solve_features
 
 if TYPE_CHECKING:
-    from maskfield_ns.models.mask_stage import MaskStage
+    from maskfield_ns.systems.mask_field.mask_stage import MaskStage
 
 _KEPT_BYTES = 1 << 30
 """Memory for views prepared once and used in every later step; views beyond it are prepared each time."""
@@ -342,25 +344,3 @@ def check_gaussians(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...
         if tuple(tensors[name].shape) != expected:
             hint = ": another --pipeline.model.sh-degree?" if name == "features_rest" else ""
             raise CheckpointError(f"{name} is {tuple(tensors[name].shape)} in the checkpoint, not {expected}{hint}")
-
-
-def world_to_camera(poses: Float[Tensor, "C 3 4"]) -> Float[Tensor, "C 4 4"]:
-    """View matrices (x right, y down, z forward) of nerfstudio's camera-to-world poses (y up, z backward)."""
-    rotation = poses[:, :, :3] * poses.new_tensor([1.0, -1.0, -1.0])
-    inverse = rotation.transpose(1, 2)
-    top = torch.cat([inverse, -inverse @ poses[:, :, 3:]], dim=2)
-    bottom = poses.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(poses), 1, 4)
-    return torch.cat([top, bottom], dim=1)
-
-
-def unproject(
-    depth: Float[Tensor, "H W"], intrinsics: Float[Tensor, "3 3"], pose: Float[Tensor, "3 4"]
-) -> Float[Tensor, "H W 3"]:
-    """World positions of pixels at some depth along the viewing direction (of nerfstudio's camera-to-world pose)."""
-    rows = torch.arange(depth.shape[0], device=depth.device) + 0.5
-    columns = torch.arange(depth.shape[1], device=depth.device) + 0.5
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
-    right = (x - intrinsics[0, 2]) / intrinsics[0, 0] * depth
-    down = (y - intrinsics[1, 2]) / intrinsics[1, 1] * depth
-    local = torch.stack([right, -down, -depth], dim=-1)
-    return local @ pose[:, :3].T + pose[:, 3]

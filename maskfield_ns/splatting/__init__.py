@@ -5,6 +5,7 @@ Importing this package loads torch but no compiler; kernels are compiled (or loa
 """
 
 from maskfield_ns.splatting.api import rasterize
-from maskfield_ns.splatting.prepared import PreparedView, accumulate, prepare_view, rasterize_features
+from maskfield_ns.splatting.prepared import accumulate, prepare_view, rasterize_features
+from maskfield_ns.splatting.view import PreparedView
 
 __all__ = ["PreparedView", "accumulate", "prepare_view", "rasterize", "rasterize_features"]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from maskfield_ns.splatting.prepared import PreparedView
+from maskfield_ns.splatting.view import PreparedView
 
 TILE = 16
 CHANNELS_AT_ONCE = 32

@@ -5,7 +5,6 @@ weights W [pixels, N]. `prepare_view` does everything that does not depend on th
 multiplies with W, and `accumulate` with its transpose.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,36 +14,10 @@ from torch import Tensor
 
 from maskfield_ns.errors import SplatError
 from maskfield_ns.splatting.checks import check_cameras, check_finite, expect, expect_gaussians, image_size, same_device
-from maskfield_ns.splatting.kept import KeptWeights, blend_kept
+from maskfield_ns.splatting.kept import blend_kept
 from maskfield_ns.splatting.kept import keep_weights as compute_weights
-from maskfield_ns.splatting.tiles import TileLists, build_tile_lists
-
-
-@dataclass(frozen=True)
-class PreparedView:
-    """N Gaussians as one camera sees them: projected, sorted and assigned to tiles. Made by `prepare_view`.
-
-    `radii` [N] are in pixels, 0 for Gaussians that are not drawn; `depths` [N] along the viewing direction.
-    """
-
-    width: int
-    height: int
-    count: int
-    radii: Tensor
-    depths: Tensor
-    lists: TileLists | None  # on a CPU
-    kept: KeptWeights | None
-    cuda: dict[str, Tensor] | None  # what gsplat's blending wants
-
-    @property
-    def device(self) -> torch.device:
-        return self.radii.device
-
-    @property
-    def nbytes(self) -> int:
-        """Memory the prepared view holds, in bytes."""
-        parts = [self.radii, self.depths, *(self.cuda or {}).values()]
-        return sum(t.nbytes for t in parts) + sum(p.nbytes for p in (self.lists, self.kept) if p)
+from maskfield_ns.splatting.tiles import build_tile_lists
+from maskfield_ns.splatting.view import PreparedView
 
 
 @torch.no_grad()

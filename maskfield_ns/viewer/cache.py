@@ -13,7 +13,7 @@ from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
-from maskfield_ns.queries.memberships import Memberships
+from maskfield_ns.answers.assignments import Memberships
 
 MAX_BYTES = 512 << 20
 MAX_VIEWS = 12

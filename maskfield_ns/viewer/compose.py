@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from maskfield_ns.models.mask_outputs import palette
+from maskfield_ns.pictures.colors import palette
 
 MODES = ("Outline and tint", "Relevancy heat map", "Class map", "Instances", "Object alone", "Photo")
 """What the panel offers, as it is written there."""

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from maskfield_ns.answers.assignments import Memberships
+from maskfield_ns.answers.relevancy import relevancy
 from maskfield_ns.foundation.protocols import LEVELS
-from maskfield_ns.queries.memberships import Memberships
-from maskfield_ns.queries.relevancy import relevancy
 
 if TYPE_CHECKING:
     from maskfield_ns.viewer.session import Settings

@@ -12,7 +12,7 @@ from nerfstudio.viewer.viewer_elements import ViewerControl
 if TYPE_CHECKING:
     from nerfstudio.viewer.viewer import Viewer
 
-    from maskfield_ns.models.mask_outputs import Outputs
+    from maskfield_ns.answers.render import Outputs
     from maskfield_ns.viewer.panel import Panel
 
 

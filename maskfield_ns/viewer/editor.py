@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from maskfield_ns.editing import edits
-from maskfield_ns.editing.answers import Measured
-from maskfield_ns.editing.apply import edits_of, set_edits
-from maskfield_ns.editing.exporting import export_object
-from maskfield_ns.editing.frames import UP, CaptureFrame
-from maskfield_ns.editing.making import inserted_points, placement, write_edited_config
-from maskfield_ns.editing.selection import Membership
-from maskfield_ns.editing.selection import Selection as SceneSelection
-from maskfield_ns.editing.selector import Selector
-from maskfield_ns.editing.similarity import Similarity, axis_rotation
+from maskfield_ns.editing.build import inserted_points, placement
+from maskfield_ns.editing.show import edits_of, set_edits
 from maskfield_ns.errors import EditError
+from maskfield_ns.runs import write_edited_config
+from maskfield_ns.selection.coordinates import UP, CaptureFrame
+from maskfield_ns.selection.export import export_object
+from maskfield_ns.selection.measure import Measured
+from maskfield_ns.selection.selection import Membership
+from maskfield_ns.selection.selection import Selection as SceneSelection
+from maskfield_ns.selection.selector import Selector
+from maskfield_ns.selection.transform import Similarity, axis_rotation
 from maskfield_ns.viewer.cache import model_state
 from maskfield_ns.viewer.selection import Selection
 
@@ -126,7 +127,7 @@ class SceneEditor:
 
     def export(self, selection: Selection, folder: Path) -> str:
         """Writes object.ply (Gaussians, or points of a field), its measures as boxes.json, and edits if there are."""
-        from maskfield_ns.cli import write_json
+        from maskfield_ns.files import write_json
 
         chosen = self._chosen(selection)
         with self.lock:

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from maskfield_ns.queries.decision import DecisionRule
-from maskfield_ns.queries.memberships import Memberships
+from maskfield_ns.answers.assignments import Memberships
+from maskfield_ns.answers.decision import DecisionRule
 
 _NOTHING = 0.02
 """Weights below this are left out."""
@@ -22,7 +22,7 @@ class Selection:
     """Things chosen by the user; replaced as a whole, never changed.
 
     A place is selected where the expected weight of what it belongs to is at least 1 (levels pooled as in
-    :func:`maskfield_ns.queries.decision.heat_map`).
+    :func:`maskfield_ns.answers.decision.heat_map`).
     """
 
     weights: tuple[tuple[int, float], ...] = ()

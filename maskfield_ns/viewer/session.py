@@ -17,11 +17,11 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
 from torch import Tensor
 
-from maskfield_ns.models.mask_outputs import Outputs, feature_colours
-from maskfield_ns.queries import decision
-from maskfield_ns.queries.decision import DecisionRule
-from maskfield_ns.queries.likeness import patch_relevancy, thing_at
-from maskfield_ns.queries.memberships import Memberships, memberships
+from maskfield_ns.answers import decision
+from maskfield_ns.answers.assignments import Memberships, memberships
+from maskfield_ns.answers.decision import DecisionRule
+from maskfield_ns.answers.likeness import patch_relevancy, thing_at
+from maskfield_ns.answers.render import Outputs, feature_colours
 from maskfield_ns.viewer import compose
 from maskfield_ns.viewer.cache import KeptView, ViewCache, camera_pose, model_state, view_key
 from maskfield_ns.viewer.contents import Thing, full_name, list_things, vocabulary

@@ -16,15 +16,7 @@ from maskfield_ns.evaluation.metrics import binary_iou
 from maskfield_ns.evaluation.protocols import stable
 from maskfield_ns.evaluation.protocols.labels import ViewLabels
 from maskfield_ns.evaluation.protocols.predictions import ViewPrediction
-from maskfield_ns.evaluation.protocols.scoring import (
-    Case,
-    OnCase,
-    SceneScore,
-    Scorer,
-    defined,
-    mean_of,
-    missing_note,
-)
+from maskfield_ns.evaluation.protocols.scoring import Case, OnCase, SceneScore, Scorer, defined, mean_of, missing_note
 
 ACCURACIES = {"acc_25": 0.25, "acc_50": 0.5}
 """Share of pairs whose IoU is above this."""

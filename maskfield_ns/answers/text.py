@@ -1,0 +1,63 @@
+"""Text embeddings for a model: loaded on first use, remembered per phrase, outside the module tree."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from maskfield_ns.errors import CheckpointError
+from maskfield_ns.foundation.base import EmbedderConfig
+from maskfield_ns.foundation.protocols import RegionEmbedder
+
+
+class TextEncoder:
+    """Phrases to unit vectors with the text model a run was trained with; any thread may ask.
+
+    Args:
+        config: the run's embedder; None for runs that cannot be queried by text.
+    """
+
+    def __init__(self, config: EmbedderConfig | None) -> None:
+        self.config = config
+        self._embedder: RegionEmbedder | None = None
+        self._known: dict[str, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, phrases: Sequence[str]) -> Float[Tensor, "T C"]:
+        """Unit embeddings of phrases, taken verbatim.
+
+        Raises:
+            CheckpointError: the run has no text model. WeightsError: its weights cannot be had.
+        """
+        with self._lock:
+            missing = [p for p in dict.fromkeys(phrases) if p not in self._known]
+            embedder = self._loaded() if missing or not phrases else None
+            if missing and embedder is not None:
+                self._known.update(zip(missing, embedder.embed_texts(missing), strict=True))
+            if embedder is not None and not phrases:
+                return torch.zeros(0, embedder.dim)
+            return torch.from_numpy(np.stack([self._known[p] for p in phrases]))
+
+    def picture(self, patch: UInt8[np.ndarray, "H W 3"]) -> Float[Tensor, " C"]:
+        """Unit embedding of an image patch, in the space of the run's queries.
+
+        Raises:
+            CheckpointError: the run has no text model, or one for text only. WeightsError: its weights cannot be had.
+        """
+        with self._lock:
+            embedder = self._loaded()
+            if not hasattr(embedder, "embed_image"):
+                raise CheckpointError("this run's model embeds text only: ask with words")
+            return torch.from_numpy(embedder.embed_image(patch))  # type: ignore[attr-defined]
+
+    def _loaded(self) -> RegionEmbedder:
+        if self._embedder is None:
+            if self.config is None:
+                raise CheckpointError("this run does not say which text model it was trained with")
+            self._embedder = self.config.setup("cpu")
+        return self._embedder

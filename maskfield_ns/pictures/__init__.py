@@ -1,0 +1,1 @@
+"""Pictures of answers: colors, overlays and contact sheets."""

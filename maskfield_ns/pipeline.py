@@ -1,0 +1,109 @@
+"""The pipeline: colour steps, then mask steps, and evaluation that adds segmentation figures to nerfstudio's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from nerfstudio.engine.callbacks import TrainingCallbackAttributes
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from maskfield_ns.answers.render import Outputs
+from maskfield_ns.evaluation.benchmark import BenchmarkEvaluator
+from maskfield_ns.evaluation.evaluators import AgreementEvaluator, Evaluator, LabelEvaluator
+from maskfield_ns.evaluation.labels import LabelledCapture
+from maskfield_ns.evaluation.undistorted_labels import ServedLabels
+from maskfield_ns.models.base_run import adopt_config, open_base_run, start_at_mask_stage
+from maskfield_ns.models.queryable import QueryableConfig, QueryableModel
+
+
+@dataclass
+class MaskfieldPipelineConfig(VanillaPipelineConfig):
+    """Pipeline of the maskfield methods."""
+
+    _target: type = field(default_factory=lambda: MaskfieldPipeline)
+    """Target class to instantiate."""
+
+
+class MaskfieldPipeline(VanillaPipeline):
+    """Routes batches by their kind; the model holds everything that is learnt."""
+
+    config: MaskfieldPipelineConfig
+
+    def __init__(self, config: MaskfieldPipelineConfig, device: str, test_mode: str = "val", **kwargs: Any) -> None:
+        model = config.model
+        # An opened run has everything in its own config and checkpoint; only training looks at the base run.
+        path = model.base_run if test_mode == "val" and isinstance(model, QueryableConfig) else None
+        self._base = None if path is None else open_base_run(path, model._target.base_config)
+        if self._base is not None:
+            adopt_config(config, self._base)
+        super().__init__(config, device, test_mode, **kwargs)  # type: ignore[arg-type]
+        if self._base is not None:
+            cast(QueryableModel, self.model).load_base(self._base.tensors())
+            self.model.to(device)
+            CONSOLE.print(f"Colours and geometry: {self._base.checkpoint}")
+
+    def get_training_callbacks(self, training_callback_attributes: TrainingCallbackAttributes) -> list:
+        """The model's and the datamanager's; with a base run the training begins at the mask stage."""
+        trainer = training_callback_attributes.trainer
+        if self._base is not None and trainer is not None:
+            trainer.config.save_config()  # what was taken over from the base run has to be there when it is gone
+            start_at_mask_stage(trainer, cast(Any, self.config.datamanager).mask_start)
+        return super().get_training_callbacks(training_callback_attributes)
+
+    def get_train_loss_dict(self, step: int) -> tuple[Any, dict, dict]:
+        """A colour step, or from the datamanager's ``mask_start`` on a mask step."""
+        ray_bundle, batch = self.datamanager.next_train(step)
+        if "mask_view" in batch:
+            return cast(QueryableModel, self.model).mask_step(int(batch["mask_view"]), cast(Any, self.datamanager).look)
+        outputs = self._model(ray_bundle)
+        metrics = self.model.get_metrics_dict(outputs, batch)
+        return outputs, self.model.get_loss_dict(outputs, batch, metrics), metrics
+
+    def get_average_eval_image_metrics(
+        self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
+    ) -> dict[str, Any]:
+        """nerfstudio's averages and the segmentation figures of the held-out views.
+
+        A benchmark scene (read by one of :mod:`maskfield_ns.data.dataparsers`) is scored by its own protocol, a
+        labelled capture (``gt/`` beside the images) against its labels. Labels are read here and nowhere else. Without
+        labels the figure is agreement: masks proposed on held-out views against rendered masks.
+        """
+        assert self.datamanager.train_dataset is not None
+        metadata = self.datamanager.train_dataset.metadata
+        undistortions = metadata.get("eval_undistortions") or [None] * len(metadata["eval_image_names"])
+        served = dict(zip(metadata["eval_image_names"], undistortions, strict=True))
+        benchmark = metadata.get("benchmark")
+        labels = None if benchmark else LabelledCapture.load(metadata["capture_dir"])
+        evaluator: Evaluator | BenchmarkEvaluator
+        if benchmark:
+            evaluator = BenchmarkEvaluator(self.model, benchmark, output_path, served)
+        elif labels is not None:
+            evaluator = LabelEvaluator(self.model, ServedLabels(labels, served))
+        else:
+            evaluator = AgreementEvaluator(self.model, metadata["proposer_config"])
+        names = metadata["eval_image_names"]
+        original = self.model.get_image_metrics_and_images
+
+        def scored(outputs: Outputs, batch: dict) -> tuple[dict, dict]:
+            evaluator.add(names[int(batch["image_idx"])], outputs, batch["image"])
+            return original(outputs, batch)
+
+        # The views are rendered once, inside nerfstudio's loop: scoring listens in on it.
+        self.model.get_image_metrics_and_images = scored  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            metrics = super().get_average_eval_image_metrics(step, output_path, get_std)
+        finally:
+            del self.model.get_image_metrics_and_images
+        figures, details = evaluator.summary()
+        if output_path is not None:
+            evaluator.write(output_path / "segmentation.json", details)
+            CONSOLE.print(f"Per-view segmentation figures: {output_path / 'segmentation.json'}")
+        # std is not defined with a single held-out view, and NaN is not JSON.
+        result: dict[str, Any] = {k: v for k, v in (metrics | figures).items() if np.isfinite(v)}
+        if benchmark and get_std:  # ns-eval, which writes JSON; the trainer's own evaluations want numbers only
+            result["benchmark"] = details
+        return result

@@ -1,0 +1,1 @@
+"""What is attached to a radiance field and how it is asked."""
