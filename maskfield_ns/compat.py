@@ -122,7 +122,34 @@ def allow_numpy_scalars_in_checkpoints() -> None:
         from numpy._core.multiarray import scalar  # numpy 2
     except ImportError:
         from numpy.core.multiarray import scalar  # numpy 1
-    torch.serialization.add_safe_globals([scalar, np.dtype, type(np.dtype("float64")), type(np.dtype("float32"))])
+    # Files name it by the module of the numpy that wrote them, which need not be the numpy that reads them.
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    types = [np.dtype, type(np.dtype("float64")), type(np.dtype("float32"))]
+    torch.serialization.add_safe_globals([*names, *types])
+
+
+def open_newest_good_checkpoint() -> None:
+    """Let ns-eval, ns-viewer, ns-render and ns-export open the newest checkpoint of our runs that is whole.
+
+    nerfstudio 1.1.5 takes the highest number among the names in the folder, whatever these files are, and loads the
+    file without any check (no upstream issue known). Called by our pipelines when they are built: by then
+    nerfstudio's module is loaded, which it is not when this plugin is.
+    """
+    module: Any = sys.modules.get("nerfstudio.utils.eval_utils")
+    original = getattr(module, "eval_load_checkpoint", None)
+    if original is None or getattr(original, "_is_maskfield_patch", False):
+        return
+
+    @functools.wraps(original)
+    def load(config: Any, pipeline: Any) -> tuple[Path, int]:
+        if type(pipeline).__module__.split(".")[0] != "maskfield_ns":
+            return original(config, pipeline)
+        from maskfield_ns.checkpoints import load_into
+
+        return load_into(pipeline, Path(config.load_dir), config.load_step)
+
+    load._is_maskfield_patch = True  # type: ignore[attr-defined]
+    module.eval_load_checkpoint = load
 
 
 # --- one clear message for the user -----------------------------------------------------------------------------------

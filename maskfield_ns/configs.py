@@ -26,6 +26,7 @@ from maskfield_ns.models.optimizers import FusedAdamOptimizerConfig
 from maskfield_ns.models.splat import MaskfieldSplatModelConfig
 from maskfield_ns.pipeline import MaskfieldPipelineConfig
 from maskfield_ns.systems.mask_field.mask_stage import MaskStageConfig
+from maskfield_ns.training import MaskfieldTrainer
 
 compat.apply()
 
@@ -47,6 +48,7 @@ def _adam(lr: float, lr_final: float, max_steps: int, start: int = 0) -> dict[st
 
 maskfield = MethodSpecification(
     config=TrainerConfig(
+        _target=MaskfieldTrainer,
         method_name="maskfield",
         max_num_iterations=30000,
         steps_per_save=2000,
@@ -89,6 +91,7 @@ maskfield = MethodSpecification(
 
 maskfield_lite = MethodSpecification(
     config=TrainerConfig(
+        _target=MaskfieldTrainer,
         method_name="maskfield-lite",
         max_num_iterations=1700,
         steps_per_save=850,
@@ -164,6 +167,7 @@ def _fused(lr: float, lr_final: float, max_steps: int, start: int = 0) -> dict[s
 
 maskfield_splat = MethodSpecification(
     config=TrainerConfig(
+        _target=MaskfieldTrainer,
         method_name="maskfield-splat",
         max_num_iterations=30000,
         steps_per_save=2000,
@@ -207,6 +211,7 @@ _SPLAT_COLOUR, _SPLAT_MASK = 900, 150
 
 maskfield_splat_lite = MethodSpecification(
     config=TrainerConfig(
+        _target=MaskfieldTrainer,
         method_name="maskfield-splat-lite",
         max_num_iterations=_SPLAT_COLOUR + _SPLAT_MASK,
         steps_per_save=_SPLAT_COLOUR,

@@ -1,16 +1,16 @@
-"""Trained runs on disk: finding, opening and describing them. The one place where a run's config is loaded as code."""
+"""Trained runs on disk: finding and opening them."""
 
 from __future__ import annotations
 
-import os
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from maskfield_ns import checkpoints
 from maskfield_ns.errors import CheckpointError, MaskfieldError
+from maskfield_ns.files import write_text
+from maskfield_ns.run_config import read_config
 
 if TYPE_CHECKING:
-    from nerfstudio.engine.trainer import TrainerConfig
     from nerfstudio.pipelines.base_pipeline import Pipeline
 
 CONFIG_NAME = "config.yml"
@@ -47,55 +47,50 @@ def write_edited_config(config: Path, edit_file: Path) -> Path:
     """
     import yaml
 
-    # As trusted as the config is by every nerfstudio command: its format names classes by import path.
-    loaded = yaml.load(config.read_text(encoding="utf-8"), Loader=yaml.Loader)
-    loaded.pipeline.model.edit_file = str(edit_file.resolve())
+    loaded = read_config(config)
+    loaded.pipeline.model.edit_file = str(edit_file.resolve())  # pyright: ignore[reportAttributeAccessIssue]
     path = config.resolve().parent / EDITED_CONFIG
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        temporary.write_text(yaml.dump(loaded), encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise MaskfieldError(f"cannot write {path}: {error.strerror or error}") from error
+    write_text(path, yaml.dump(loaded))
     return path
 
 
-def open_run(run: Path) -> tuple[Pipeline, Path, int]:
+def open_run(run: Path, trust: bool = False) -> tuple[Pipeline, Path, int]:
     """Opens a trained run from its own folder, wherever that is now.
-
-    The config names classes by import path and loading it runs their constructors (nerfstudio's format): it is trusted
-    like a program, as all nerfstudio commands do.
 
     Args:
         run: its config.yml, or a folder that holds exactly one.
+        trust: open it even if its config names more than settings, which runs like a program
+            (:func:`maskfield_ns.run_config.read_config`).
 
     Returns:
         (pipeline in evaluation mode, path of the config, training step of the checkpoint).
 
     Raises:
-        CheckpointError: there is no run, no checkpoint, or one of another method or version.
+        CheckpointError: there is no run, no good checkpoint, or one of another method or version.
         CaptureError: the capture the run was trained on is gone or broken (its cameras are needed).
     """
-    from nerfstudio.utils.eval_utils import eval_setup
+    import torch
+    from nerfstudio.configs.method_configs import all_methods
 
     config_path = find_config(run)
-    checkpoints = config_path.parent / "nerfstudio_models"
-    if not list(checkpoints.glob("step-*.ckpt")):
-        raise CheckpointError(f"no checkpoint in {checkpoints}: the training was stopped before its first save")
-
-    def beside_its_config(config: TrainerConfig) -> TrainerConfig:
-        # nerfstudio looks below the training's working directory; the run may have moved, or we may be elsewhere.
-        config.relative_model_dir = checkpoints.resolve()
-        return config
-
+    # nerfstudio looks below the training's working directory; the run may have moved, or we may be elsewhere.
+    folder = config_path.parent.resolve() / "nerfstudio_models"
+    if not checkpoints.newest_first(folder):
+        raise CheckpointError(f"no checkpoint in {folder}: the training was stopped before its first save")
+    config = read_config(config_path, trust)
+    if config.method_name not in all_methods:
+        raise CheckpointError(f"{config_path} is a run of {config.method_name}, which is not installed")
     try:
-        _, pipeline, _, step = eval_setup(config_path, test_mode="test", update_config_callback=beside_its_config)
+        config.pipeline.datamanager._target = all_methods[config.method_name].pipeline.datamanager._target
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        pipeline = config.pipeline.setup(device=device, test_mode="test")
+        pipeline.eval()
     except MaskfieldError:
         raise
-    except Exception as error:  # a foreign or damaged file makes yaml, pickle and torch raise anything
-        reason = str(error).partition("\n")[0]  # torch goes on with advice that would be unsafe to follow
+    except Exception as error:  # settings of another version, or damaged ones, make constructors raise anything
+        reason = str(error).partition("\n")[0]
         raise CheckpointError(f"cannot open {config_path}: {type(error).__name__}: {reason}") from error
     if not hasattr(pipeline.model, "query_head"):
         raise CheckpointError(f"{config_path} is a run of another method: it has no mask field to query")
+    _, step = checkpoints.load_into(pipeline, folder, config.load_step)
     return pipeline, config_path, step

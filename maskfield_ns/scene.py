@@ -103,17 +103,19 @@ class Scene:
         self.model = pipeline.model
 
     @classmethod
-    def load(cls, run: Path | str) -> Scene:
+    def load(cls, run: Path | str, trust: bool = False) -> Scene:
         """Opens a run.
 
         Args:
             run: its config.yml, or the folder that holds it.
+            trust: open it even if its config names more than settings of nerfstudio, of this package and of installed
+                plugins. Such a config runs like a program.
 
         Raises:
             CheckpointError: there is no run, no checkpoint, or one of another method or version.
             CaptureError: the capture the run was trained on is gone or broken (its cameras are needed).
         """
-        return cls(*open_run(Path(run)))
+        return cls(*open_run(Path(run), trust))
 
     # --- questions ----------------------------------------------------------------------------------------------------
 

@@ -8,8 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maskfield_ns import checkpoints
 from maskfield_ns.errors import CheckpointError
 from maskfield_ns.models.queryable import QueryableConfig
+from maskfield_ns.run_config import read_config
+from maskfield_ns.runs import find_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,12 +33,10 @@ class BaseRun:
         Raises:
             CheckpointError: the file cannot be read, or is no checkpoint of nerfstudio.
         """
-        import torch
-
         try:
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)["pipeline"]
-        except Exception as error:
-            raise CheckpointError(f"cannot read the base run's checkpoint {self.checkpoint}: {error}") from error
+            state = checkpoints.read(self.checkpoint)["pipeline"]
+        except CheckpointError as error:
+            raise CheckpointError(f"cannot use the base run's checkpoint {self.checkpoint}: {error}") from error
         prefix = "_model."
         names = {k.removeprefix("module."): v for k, v in state.items()}
         return {k.removeprefix(prefix): v for k, v in names.items() if k.startswith(prefix)}
@@ -44,7 +45,7 @@ class BaseRun:
 def open_base_run(path: Path, family: type) -> BaseRun:
     """A run given by its config.yml, its folder, or one of its checkpoints.
 
-    config.yml is read as nerfstudio reads it, which can run code: open runs of people you trust.
+    Its config may name nothing but settings (:func:`maskfield_ns.run_config.read_config`).
 
     Args:
         path: file or folder.
@@ -53,17 +54,10 @@ def open_base_run(path: Path, family: type) -> BaseRun:
     Raises:
         CheckpointError: no such run, no checkpoint in it, or of another method.
     """
-    import yaml
-
-    from maskfield_ns.runs import find_config
-
     checkpoint = path if path.suffix == ".ckpt" else None
     config_path = find_config(path.parent.parent / "config.yml" if checkpoint else path)
-    try:
-        config = yaml.load(config_path.read_text(encoding="utf-8"), Loader=yaml.Loader)
-        model, folder = config.pipeline.model, config_path.parent / config.relative_model_dir
-    except Exception as error:
-        raise CheckpointError(f"{config_path} is no config.yml of nerfstudio: {error}") from error
+    config = read_config(config_path)
+    model, folder = config.pipeline.model, config_path.parent / config.relative_model_dir
     if not isinstance(model, family):
         wanted = family.__name__.removesuffix("ModelConfig").lower()
         raise CheckpointError(
@@ -71,12 +65,11 @@ def open_base_run(path: Path, family: type) -> BaseRun:
             f"to {wanted} and methods derived from it"
         )
     if checkpoint is None:
-        found = sorted(folder.glob("step-*.ckpt"))
-        if not found:
+        if not checkpoints.newest_first(folder):
             raise CheckpointError(f"the base run {config_path} has no checkpoint in {folder}: train it first")
-        checkpoint = found[-1]
-    elif not checkpoint.is_file():
-        raise CheckpointError(f"no such checkpoint: {checkpoint}")
+        checkpoint = next(checkpoints.good(folder))
+    elif reason := checkpoints.problem(checkpoint):
+        raise CheckpointError(f"cannot use the base run's checkpoint {checkpoint}: {reason}")
     return BaseRun(config_path, config, checkpoint)
 
 
