@@ -120,9 +120,9 @@ class _SettingsLoader(yaml.SafeLoader):
     def setting(self, suffix: str, node: yaml.Node) -> Any:
         """``python/object:``, a dataclass with its fields."""
         kind = _named(suffix)
-        if not is_dataclass(kind) or not isinstance(node, yaml.MappingNode):
+        if not (isinstance(kind, type) and is_dataclass(kind) and isinstance(node, yaml.MappingNode)):
             raise _ForeignName(suffix)
-        setting: Any = object.__new__(kind)
+        setting: Any = kind.__new__(kind)
         yield setting
         fields = self.construct_mapping(node, deep=True)
         if not all(isinstance(key, str) and key.isidentifier() and not key.startswith("__") for key in fields):

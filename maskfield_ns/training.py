@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from nerfstudio.engine.trainer import Trainer
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -21,29 +22,18 @@ class MaskfieldTrainer(Trainer):
         CheckpointError: there is nothing to resume from. Said before the capture is looked at.
     """
 
-    def __init__(self, config: Any, local_rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, config: TrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
         super().__init__(config, local_rank, world_size)
         self._resume_from = None
         if config.load_dir is not None or config.load_checkpoint is not None:
-            found = self._candidates()
+            found = _candidates(config)
             self._resume_from = chain([next(found)], found)
-
-    def _candidates(self) -> Any:
-        """Whole checkpoints to resume from, the first choice first."""
-        if self.config.load_dir is not None:
-            yield from checkpoints.good(Path(self.config.load_dir), self.config.load_step)
-            return
-        path = Path(self.config.load_checkpoint)
-        if reason := checkpoints.problem(path):
-            raise CheckpointError(f"cannot resume from {path}: {reason}")
-        yield path
-        raise CheckpointError(f"cannot resume from {path}")
 
     def _load_checkpoint(self) -> None:
         if self._resume_from is None:
             super()._load_checkpoint()
             return
-        config = self.config
+        config = cast(TrainerConfig, self.config)
         asked = config.load_dir, config.load_checkpoint
 
         def use(path: Path) -> None:
@@ -88,3 +78,15 @@ class MaskfieldTrainer(Trainer):
             super().save_checkpoint(step)
         finally:
             self.checkpoint_dir = final
+
+
+def _candidates(config: TrainerConfig) -> Iterator[Path]:
+    """Whole checkpoints to resume from, the first choice first."""
+    if config.load_dir is not None:
+        yield from checkpoints.good(Path(config.load_dir), config.load_step)
+    elif config.load_checkpoint is not None:
+        path = Path(config.load_checkpoint)
+        if reason := checkpoints.problem(path):
+            raise CheckpointError(f"cannot resume from {path}: {reason}")
+        yield path
+        raise CheckpointError(f"cannot resume from {path}")
