@@ -7,7 +7,6 @@ looks at a run; ``configs.py`` calls it once. The rest are plain functions that 
 from __future__ import annotations
 
 import functools
-import http
 import importlib.util
 import math
 import os
@@ -45,8 +44,6 @@ def apply() -> None:
     allow_numpy_scalars_in_checkpoints()
     install_error_hook()
     keep_viewer_local()
-    confine_viewer_files()
-    refuse_foreign_pages()
     quiet_known_warnings()
 
 
@@ -211,93 +208,6 @@ def _host_given() -> bool:
     """Whether the command line names the viewer's host (tyro takes dashes and underscores alike)."""
     flags = (argument.split("=")[0].replace("_", "-") for argument in sys.argv[1:])
     return any(flag.startswith("--") and flag.endswith("websocket-host") for flag in flags)
-
-
-# --- what the viewer's web server hands out ---------------------------------------------------------------------------
-
-
-class ClientFolder:
-    """The folder of viser's web page as viser's request handler uses it: ``folder / relative path of the request``.
-
-    The result of the division is always a file inside the folder, or a path that does not exist: viser then answers
-    404.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = Path(root).resolve()
-
-    def __truediv__(self, requested: str) -> Path:
-        nothing = self.root / "no such file"
-        try:
-            found = (self.root / requested).resolve()  # follows .. and symbolic links; an absolute path replaces root
-            inside = found.is_relative_to(self.root) and found.is_file()
-        except (OSError, ValueError, RuntimeError):  # names too long, null bytes, loops of links
-            return nothing
-        return found if inside else nothing
-
-
-def confine_viewer_files() -> None:
-    """Keep viser from serving files outside its own client folder.
-
-    viser 0.2.7, which nerfstudio 1.1.5 pins, joins the requested path to its folder as it is, so that
-    ``GET /../../../../etc/passwd`` returns that file to whoever can connect (rejected upstream from viser 1.1.1 on).
-    It concerns every viewer of the process: no method needs other people's files served.
-    """
-    from viser.infra import WebsockServer
-
-    original = WebsockServer.__init__
-    if getattr(original, "_is_maskfield_patch", False):
-        return
-
-    @functools.wraps(original)
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        if self._http_server_root is not None:
-            self._http_server_root = ClientFolder(self._http_server_root)
-
-    init._is_maskfield_patch = True  # type: ignore[attr-defined]
-    WebsockServer.__init__ = init
-
-
-def refuse_foreign_pages() -> None:
-    """Keep web pages of other sites from talking to a viewer through the browser of somebody who can reach it.
-
-    Browsers let any page open a websocket to 127.0.0.1 and say where the page came from (the Origin header), which
-    viser 0.2.7 ignores (no upstream issue known). Requests that say so are accepted from the address they ask for only;
-    a proxy in front may name that address in X-Forwarded-Host. Programs, which send no Origin, are not concerned.
-    """
-    from viser.infra import _infra as module
-
-    _infra: Any = module  # names that viser does not export
-    if hasattr(_infra.websockets, "_is_maskfield_patch"):
-        return
-    genuine = _infra.websockets
-
-    def serve(handler: Any, *args: Any, process_request: Any = None, **kwargs: Any) -> Any:
-        async def guarded(path: str, headers: Any) -> Any:
-            if foreign_origin(headers.get("Origin"), [headers.get("Host"), headers.get("X-Forwarded-Host")]):
-                return http.HTTPStatus.FORBIDDEN, {}, b"403: this page does not belong to this viewer\n"
-            return None if process_request is None else await process_request(path, headers)
-
-        return genuine.server.serve(handler, *args, process_request=guarded, **kwargs)
-
-    class Websockets:
-        """The library as viser's server module sees it."""
-
-        _is_maskfield_patch = True
-        server = type("server", (), {"serve": staticmethod(serve)})
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(genuine, name)
-
-    _infra.websockets = Websockets()
-
-
-def foreign_origin(origin: str | None, hosts: list[str | None]) -> bool:
-    """Whether a request comes from a page of another address than it asks for."""
-    if origin is None:
-        return False
-    return urllib.parse.urlsplit(origin).netloc.lower() not in {host.lower() for host in hosts if host}
 
 
 # --- LPIPS ------------------------------------------------------------------------------------------------------------

@@ -27,8 +27,10 @@ from maskfield_ns.models.splat import MaskfieldSplatModelConfig
 from maskfield_ns.pipeline import MaskfieldPipelineConfig
 from maskfield_ns.systems.mask_field.mask_stage import MaskStageConfig
 from maskfield_ns.training import MaskfieldTrainer
+from maskfield_ns.viewer.guard import guard_viewers
 
 compat.apply()
+guard_viewers()
 
 _NEVER = 10**9
 """For steps_per_eval_*: evaluation is ns-eval's work, and an image costs seconds on a CPU."""
