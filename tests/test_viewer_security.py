@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import viser
 import websockets
+from viser import _messages
 from viser.infra import WebsockServer, _infra
 
 from maskfield_ns.viewer import guard
@@ -119,7 +122,6 @@ def test_the_client_still_works(serve: Callable[[bool], int]) -> None:
 
 
 def test_the_websocket_still_works(serve: Callable[[bool], int]) -> None:
-    import msgspec
     from websockets.sync.client import connect
 
     with connect(f"ws://127.0.0.1:{serve(True)}", open_timeout=10) as connection:
@@ -189,7 +191,13 @@ def test_a_malformed_message_closes_and_forgets_its_client(serve: Callable[[bool
     left: list[int] = []
     server = serve.servers[-1]  # type: ignore[attr-defined]
     server._websock_server.on_client_disconnect(lambda connection: left.append(connection.client_id))
-    for nonsense in (b"", b"\xff\x00", b"\x81\xa4type\xa6nobody", "text", b"\x93\x01\x02\x03"):
+    camera = _messages.ViewerCameraMessage((1, 0, 0, 0), (0, 0, 0), 1.0, 1.5, (0, 0, 1), (0, 0, 1))
+    assert guard.sane_camera(camera)
+    wrong = [
+        msgspec.msgpack.encode(dataclasses.replace(camera, **change).as_serializable_dict())
+        for change in ({"wxyz": (0, 0, 0, 0)}, {"fov": float("nan")}, {"aspect": 0}, {"position": (0, 1)})
+    ]
+    for nonsense in (*wrong, b"", b"\xff\x00", b"\x81\xa4type\xa6nobody", "text", b"\x93\x01\x02\x03"):
         with connect(f"ws://127.0.0.1:{port}", open_timeout=10) as connection:
             connection.recv(timeout=10)
             connection.send(nonsense)
@@ -197,9 +205,9 @@ def test_a_malformed_message_closes_and_forgets_its_client(serve: Callable[[bool
                 while True:
                     connection.recv(timeout=10)
     deadline = time.monotonic() + 10
-    while len(left) < 5 and time.monotonic() < deadline:
+    while len(left) < 9 and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert len(left) == 5
+    assert len(left) == 9
     assert not server._websock_server._client_state_from_id
 
 

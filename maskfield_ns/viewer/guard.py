@@ -12,6 +12,7 @@ import functools
 import http
 import ipaddress
 import math
+import os
 import re
 import threading
 import urllib.parse
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from nerfstudio.utils.rich_utils import CONSOLE
+
+from maskfield_ns.compat import TRACEBACK_VARIABLE
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 """Names under which a viewer that listens on the loopback interface may be asked for."""
@@ -56,6 +59,7 @@ def guard_viewers() -> None:
     guard_values()
     guard_render_threads()
     keep_to_ourselves()
+    look_past_ended_processes()
 
 
 # --- what is served ---------------------------------------------------------------------------------------------------
@@ -148,8 +152,13 @@ def guard_connections() -> None:
 
     @functools.wraps(consume)
     async def consumer(websocket: Any, handle: Any, message_class: Any) -> None:
+        def checked(message: Any) -> None:
+            if type(message).__name__ == "ViewerCameraMessage" and not sane_camera(message):
+                raise ValueError("a camera that is none")
+            handle(message)
+
         try:
-            await consume(websocket, handle, message_class)
+            await consume(websocket, checked, message_class)
         except (genuine.exceptions.ConnectionClosedOK, genuine.exceptions.ConnectionClosedError):
             raise
         except Exception as error:  # not a message of viser: its decoder raises anything
@@ -185,7 +194,20 @@ def guard_connections() -> None:
             return getattr(genuine, name)
 
     setattr(Websockets, _MARK, True)
+
+    def one_line(act: Any) -> Any:
+        def run() -> None:
+            try:
+                act()
+            except Exception as error:
+                if os.environ.get(TRACEBACK_VARIABLE):
+                    raise
+                CONSOLE.print(f"viewer: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+
+        return run
+
     _infra.websockets = Websockets()
+    _infra.error_print_wrapper = one_line
     _infra._message_producer, _infra._message_consumer = producer, consumer
 
 
@@ -205,6 +227,21 @@ def refusal(address: str, host: str | None, origin: str | None) -> str | None:
     if foreign_origin(origin, host):
         return "this page does not belong to this viewer"
     return None
+
+
+def sane_camera(message: Any) -> bool:
+    """Whether a client's camera is one: finite numbers, a rotation, an angle of view between 0 and 180 degrees."""
+    lengths = {"wxyz": 4, "position": 3, "look_at": 3, "up_direction": 3}
+    for name, length in lengths.items():
+        value = getattr(message, name)
+        if (
+            not isinstance(value, (list, tuple))
+            or len(value) != length
+            or not all(_number(v, -1e6, 1e6) for v in value)
+        ):
+            return False
+    turned = sum(v * v for v in message.wxyz) > 1e-6
+    return turned and _number(message.fov, 1e-3, math.pi - 1e-3) and _number(message.aspect, 1e-2, 1e2)
 
 
 def is_loopback(address: str) -> bool:
@@ -479,6 +516,30 @@ def keep_to_ourselves() -> None:
     # keep_viewer_local (compat.py) may have wrapped it before: its mark has to stay visible.
     Viewer.__init__, Viewer.init_scene = init, init_scene
     Viewer._maskfield_keeps = True  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def look_past_ended_processes() -> None:
+    """Starts the viewer also where another process ends at that moment.
+
+    viser 0.2.7 looks through all processes for a development server of its page and stumbles over one that has just
+    ended (psutil.NoSuchProcess).
+    """
+    import psutil
+    from viser import _client_autobuild as module
+
+    autobuild: Any = module  # names that viser does not export
+    original = autobuild._check_viser_yarn_running
+    if getattr(original, _MARK, False):
+        return
+
+    def check() -> bool:
+        try:
+            return original()
+        except psutil.Error:
+            return False
+
+    setattr(check, _MARK, True)
+    autobuild._check_viser_yarn_running = check
 
 
 def alive_render_threads() -> int:
