@@ -23,8 +23,9 @@ class Extract:
 
     data: Path
     """Capture folder (with transforms.json) or its transforms.json; with a dataparser, what that one takes."""
-    method: str = "maskfield-splat-lite"
-    """Method whose foundation models are used."""
+    method: str | None = None
+    """Method that is going to be trained: masks and embeddings come from its 2D models. Default: maskfield-splat where
+    torch can use CUDA, else maskfield-splat-lite."""
     cache_dir: Path | None = None
     """Where the cache goes; default: maskfield_cache inside the capture."""
     proposer: Literal["preset", "sam", "tiny-sam", "regions", "merged"] = "preset"

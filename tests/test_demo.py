@@ -7,14 +7,18 @@ import os
 import stat
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from captures import make_capture
 
+from maskfield_ns import compat
 from maskfield_ns.commands import demo as demo_module
 from maskfield_ns.commands import steps
 from maskfield_ns.commands.demo import CAPTURE, FIGURES, PHRASES, copy_capture, demo
 from maskfield_ns.commands.extract import extract, method_config
+from maskfield_ns.data import mask_source
 from maskfield_ns.data.capture import check_capture
 from maskfield_ns.errors import CaptureError, MaskfieldError
 from maskfield_ns.evaluation.labels import LabelledCapture
@@ -172,6 +176,26 @@ def test_extract_builds_the_cache_and_names_the_command_that_uses_it(
         "--pipeline.datamanager.proposer-kind regions"
     )
     assert len(list(cache.glob("*/*.safetensors"))) == 6
+
+
+@pytest.mark.parametrize(("device", "method"), [("cuda", "maskfield-splat"), ("cpu", "maskfield-splat-lite")])
+def test_extract_is_for_the_method_that_the_machine_is_meant_for(
+    device: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def build(settings: Any, device: str) -> Any:
+        asked.append((settings.get_proposer(), settings.get_embedder()))
+        return SimpleNamespace(folder=tmp_path)
+
+    monkeypatch.setattr(compat, "default_device_type", lambda: device)
+    monkeypatch.setattr(mask_source, "extract", build)
+    extract(tmp_path, None, None, "preset", "preset")
+    trained = method_config(method).pipeline.datamanager
+    assert asked == [(trained.get_proposer(), trained.get_embedder())]
+    printed = capsys.readouterr().out
+    assert f"masks and embeddings for {method} (" in printed and "--method NAME" in printed
+    assert f"ns-train {method} --data" in printed
 
 
 def test_extract_knows_the_registered_methods_only(tmp_path: Path) -> None:

@@ -35,5 +35,7 @@ def test_configs_import_next_to_nothing_of_their_own() -> None:
     added = set(after) - set(before)
     assert "maskfield_ns.configs" in added
     assert not [name for name in added if name.startswith(HEAVY)]
-    foreign = {name.split(".")[0] for name in added} - {"maskfield_ns"} - set(sys.stdlib_module_names)
+    # A part of a library that is there anyway is not foreign: what is loaded when differs from release to release.
+    known = {name.split(".")[0] for name in before} | set(sys.stdlib_module_names) | {"maskfield_ns"}
+    foreign = {name.split(".")[0] for name in added} - known
     assert not foreign, f"{sorted(foreign)} are imported by the plugin and not by nerfstudio itself"

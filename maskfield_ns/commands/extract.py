@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from maskfield_ns import compat
 from maskfield_ns.errors import MaskfieldError
 
 
 def extract(
     data: Path,
-    method: str,
+    method: str | None,
     cache_dir: Path | None,
     proposer: str,
     embedder: str,
@@ -24,7 +25,7 @@ def extract(
 
     Args:
         data: capture folder, or its transforms.json; with another dataparser what that one takes.
-        method: name of a registered method; its foundation models are used.
+        method: name of a registered method; its foundation models are used. None: :func:`usual_method`.
         cache_dir: folder of the cache; None: inside the capture.
         proposer: kind of proposer (``mask_source.PROPOSERS``), or "preset" for the method's own.
         embedder: kind of embedder (``datamanager.EMBEDDERS``), or "preset".
@@ -35,6 +36,9 @@ def extract(
         MaskfieldError: no such method or dataparser; a broken capture or scene; weights that cannot be had; a
             cache that cannot be written.
     """
+    if method is None:
+        method, reason = usual_method()
+        print(f"masks and embeddings for {method} ({reason}); another method: --method NAME")
     config = method_config(method)
     from maskfield_ns.data import mask_source
 
@@ -54,6 +58,13 @@ def extract(
             command += [f"--pipeline.datamanager.{flag}", str(value)]
     command += [] if dataparser is None else [dataparser, *dataparser_options]
     print(f"cache: {report.folder}\ntrain with it: {shlex.join(command)}")
+
+
+def usual_method() -> tuple[str, str]:
+    """The method that this machine is meant for, and why."""
+    if compat.default_device_type() == "cuda":
+        return "maskfield-splat", "torch can use CUDA"
+    return "maskfield-splat-lite", "torch cannot use CUDA"
 
 
 def dataparser_config(name: str, options: Sequence[str] = ()) -> Any:
