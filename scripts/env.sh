@@ -5,8 +5,10 @@
 
 PROJECT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CPU_INDEX=https://download.pytorch.org/whl/cpu
-DISK_GB=11 # what an installation takes at its peak: the environment (8.1 GB) and the downloads that pip unpacks
-CPU_DISK_GB=6
+# What an installation takes at its peak: the environment (8 GB; 4 without CUDA), and the downloads, which pip has twice.
+PIP_DISK_GB=16
+UV_DISK_GB=10
+CPU_DISK_GB=7
 
 supported() {
     "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' 2>/dev/null
@@ -28,7 +30,7 @@ lacking() { # lacking WHAT REMEDY [PACKAGE]: notes something that the installati
 }
 
 check_machine() { # check_machine FOLDER PYTHON: before anything is installed; prints a line for each thing that is missing
-    local folder=$1 python=$2 free needed=$DISK_GB parent=$1 include
+    local folder=$1 python=$2 free needed=$PIP_DISK_GB parent=$1 include
     MISSING=() PACKAGES=()
     if [ -z "$python" ] && [ -n "${PYTHON:-}" ]; then
         lacking "PYTHON=$PYTHON is not a Python from 3.10 to 3.13" "name another one"
@@ -45,7 +47,8 @@ check_machine() { # check_machine FOLDER PYTHON: before anything is installed; p
             lacking "no Python.h in $include" "install $python's headers" "$(debian_name "$python")-dev"
         command -v "${CXX:-c++}" >/dev/null || lacking "no C++ compiler" "install one, or name one with CXX" g++
     fi
-    [ -z "${CPU_TORCH:-}" ] || needed=$CPU_DISK_GB
+    if command -v uv >/dev/null; then needed=$UV_DISK_GB; fi
+    if [ -n "${CPU_TORCH:-}" ]; then needed=$CPU_DISK_GB; fi
     while [ ! -d "$parent" ]; do parent=$(dirname "$parent"); done
     free=$(df -Pk "$parent" | awk 'NR == 2 { print int($4 / 1000000 * 1.024) }')
     if [ ! -d "$folder"/lib/python3*/site-packages/torch ] && [ "$free" -lt "$needed" ]; then
