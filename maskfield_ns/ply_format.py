@@ -167,6 +167,8 @@ def _header(path: Path, file: BinaryIO) -> Header:
             if words[:1] == ["format"]:
                 form = words[1]
             elif words[:1] == ["element"]:
+                if not words[2].isdecimal() or len(words[2]) > 18:
+                    raise ValueError("no number of rows")
                 elements.append((words[1], int(words[2]), []))
             elif words[:1] == ["property"]:
                 is_list = words[1] == "list"
@@ -178,8 +180,8 @@ def _header(path: Path, file: BinaryIO) -> Header:
     header = Header(form, tuple(Element(name, count, tuple(rows)) for name, count, rows in elements), file.tell())
     for element in header.elements:
         names = [each.name for each in element.properties]
-        if element.count < 0 or len(set(names)) < len(names):
-            raise PlyError(f"{path}: element {element.name} has a negative size or a property twice")
+        if len(set(names)) < len(names):
+            raise PlyError(f"{path}: element {element.name} has a property twice")
     names = [element.name for element in header.elements]
     if len(set(names)) < len(names):
         raise PlyError(f"{path}: the header has an element twice")
@@ -187,7 +189,7 @@ def _header(path: Path, file: BinaryIO) -> Header:
     least = sum(element.least_bytes(form == "ascii") for element in header.elements) - (form == "ascii")
     there = path.stat().st_size - header.bytes
     if least > there:
-        rows = ", ".join(f"{element.count:.6g} of {element.name}" for element in header.elements)
+        rows = ", ".join(f"{element.count} of {element.name}" for element in header.elements)
         raise PlyError(
             f"{path} is cut short: its header announces more rows ({rows}) than its {there} bytes of data can hold"
         )

@@ -208,7 +208,7 @@ def test_failed_write_keeps_the_old_file_and_leaves_no_rubbish(tmp_path: Path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full_disk)
-    with pytest.raises(MaskfieldError, match=r"a\.png cannot be written .*No space left"):
+    with pytest.raises(MaskfieldError, match=r"cannot write .*a\.png: the disk is full"):
         save_png(path, np.ones((2, 2), np.uint8))
     assert path.read_bytes() == old
     assert os.listdir(tmp_path) == ["a.png"]
@@ -225,7 +225,7 @@ def test_a_reader_of_the_old_file_never_sees_it_change(tmp_path: Path) -> None:
 
 def test_a_file_in_the_way_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(MaskfieldError, match="cannot be written"):
+    with pytest.raises(MaskfieldError, match="cannot write"):
         save_png(tmp_path / "file" / "a.png", np.zeros((2, 2), np.uint8))
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import tracemalloc
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from maskfield_ns.errors import PlyError
-from maskfield_ns.selection.ply import read_gaussians, read_ply, write_gaussians, write_mesh, write_ply, write_points
+from maskfield_ns.ply_format import read_header, read_ply, write_ply
+from maskfield_ns.selection.ply import OPAQUE_LOGIT, read_gaussians, write_gaussians, write_mesh, write_points
 
 RNG = np.random.default_rng(2)
 
@@ -153,8 +157,8 @@ def damaged(tmp_path: Path, change: str) -> Path:
         ("points", "a point cloud or a mesh|rgb"),
         ("zero rotation", "all zero"),
         ("nan", "NaN"),
-        ("cut", "middle of element vertex"),
-        ("announces more", "middle of element vertex"),
+        ("cut", "cut short"),
+        ("announces more", "cut short"),
         ("no header end", "header does not end"),
         ("nonsense line", "quark"),
         ("text", "no .ply"),
@@ -164,3 +168,165 @@ def damaged(tmp_path: Path, change: str) -> Path:
 def test_damaged_files_are_refused(tmp_path: Path, change: str, says: str) -> None:
     with pytest.raises(PlyError, match=says):
         read_gaussians(damaged(tmp_path, change))
+
+
+def test_exactly_opaque_gaussians_are_read(tmp_path: Path) -> None:
+    """logit(1) is infinite, and valid: fully opaque."""
+    path, g = tmp_path / "o.ply", some_gaussians()
+    write_gaussians(path, g)
+    vertex = read_ply(path)["vertex"]
+    vertex["opacity"][:3] = np.inf, -np.inf, 2
+    write_ply(path, {"vertex": vertex})
+    assert read_gaussians(path)["opacities"][:3, 0].tolist() == [OPAQUE_LOGIT, -OPAQUE_LOGIT, 2]
+    assert 1 / (1 + np.exp(np.float32(-OPAQUE_LOGIT))) == 1
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+NAMES = ["x", "y", "z", *(f"f_dc_{i}" for i in range(3)), "opacity"]
+NAMES += [*(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
+
+
+def header(form: str, count: object, extra: str = "") -> bytes:
+    properties = "".join(f"property float {name}\n" for name in NAMES)
+    return f"ply\nformat {form} 1.0\n{extra}element vertex {count}\n{properties}end_header\n".encode()
+
+
+def peak(read: Callable[[Path], object], path: Path) -> int:
+    """Most bytes that Python and numpy held at once."""
+    tracemalloc.start()
+    try:
+        read(path)
+    except PlyError:
+        pass
+    finally:
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    return most
+
+
+@pytest.mark.parametrize("count", [10**9, 10**400, "9" * 3000])
+@pytest.mark.parametrize("form", ["ascii", "binary_little_endian", "binary_big_endian"])
+@pytest.mark.parametrize("data", [b"", b"\n" * (1 << 20), b"1 " * (1 << 19)], ids=["no data", "lines", "numbers"])
+def test_memory_is_not_taken_on_the_headers_word(tmp_path: Path, form: str, count: object, data: bytes) -> None:
+    path = tmp_path / "many.ply"
+    path.write_bytes(header(form, count) + data)
+    for read in (read_header, read_gaussians):
+        with pytest.raises(PlyError, match=r"cut short|makes no sense"):
+            read(path)
+        assert peak(read, path) < 1 << 20
+
+
+@pytest.mark.parametrize("data", [b"\n" * (1 << 21), b"1 " * (1 << 20), b"1" * (1 << 21)])
+def test_memory_of_nonsense_is_a_few_times_the_file(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "nonsense.ply"
+    path.write_bytes(header("ascii", 70000) + data)
+    with pytest.raises(PlyError, match="does not have 70000 rows"):
+        read_gaussians(path)
+    assert peak(read_gaussians, path) < 12 * path.stat().st_size
+
+
+def test_a_list_counts_by_its_length(tmp_path: Path) -> None:
+    path = tmp_path / "mesh.ply"
+    write_mesh(path, np.zeros((3, 3)), np.array([[0, 1, 2]]), np.zeros((3, 3), np.uint8))
+    assert [(e.name, e.count, e.plain) for e in read_header(path).elements] == [("vertex", 3, True), ("face", 1, False)]
+    path.write_bytes(path.read_bytes().replace(b"element face 1", b"element face 99"))
+    with pytest.raises(PlyError, match="99 of face"):
+        read_header(path)
+
+
+# --- compressed files -------------------------------------------------------------------------------------------------
+
+
+def packed(values: Sequence[float], bits: Sequence[int]) -> int:
+    """Shares of a range in as many bits each, the first in the highest ones."""
+    number = 0
+    for value, width in zip(values, bits, strict=True):
+        number = number << width | round(value * ((1 << width) - 1))
+    return number
+
+
+def compressed_file(path: Path, g: dict[str, np.ndarray], with_colors: bool, with_sh: bool) -> None:
+    """As the description of the format says, Gaussian by Gaussian in plain Python."""
+    count = len(g["means"])
+    color = 0.5 + 0.28209479177387814 * g["features_dc"]
+    tables = {"": g["means"], "scale_": g["scales"]} | ({"rgb": color} if with_colors else {})
+    chunk: dict[str, list[float]] = {}
+    rows = []
+    for start in range(0, count, 256):
+        part = slice(start, start + 256)
+        bounds = {}
+        for prefix, table in tables.items():
+            for k, axis in enumerate("rgb" if prefix == "rgb" else "xyz"):
+                name = axis if prefix == "rgb" else prefix + axis
+                low, high = bounds[name] = float(table[part, k].min()), float(table[part, k].max())
+                chunk.setdefault(f"min_{name}", []).append(low)
+                chunk.setdefault(f"max_{name}", []).append(high)
+        for row in range(start, min(start + 256, count)):
+
+            def share(name: str, value: float, bounds: dict = bounds) -> float:
+                low, high = bounds.get(name, (0.0, 1.0))
+                return 0.0 if high == low else min(max((value - low) / (high - low), 0), 1)
+
+            quat = [float(v) for v in g["quats"][row] / np.linalg.norm(g["quats"][row])]
+            largest = max(range(4), key=lambda k: abs(quat[k]))
+            sign = -1 if quat[largest] < 0 else 1
+            others = [sign * v / math.sqrt(2) + 0.5 for k, v in enumerate(quat) if k != largest]
+            opacity = 1 / (1 + math.exp(-float(g["opacities"][row, 0])))
+            rows.append(
+                (
+                    packed([share(a, g["means"][row, k]) for k, a in enumerate("xyz")], (11, 10, 11)),
+                    largest << 30 | packed(others, (10, 10, 10)),
+                    packed([share(f"scale_{a}", g["scales"][row, k]) for k, a in enumerate("xyz")], (11, 10, 11)),
+                    packed([*(share(a, color[row, k]) for k, a in enumerate("rgb")), opacity], (8, 8, 8, 8)),
+                )
+            )
+    columns = np.array(rows, np.uint32).reshape(count, 4)
+    names = ("packed_position", "packed_rotation", "packed_scale", "packed_color")
+    elements = {
+        "chunk": {name: np.array(values, np.float32) for name, values in chunk.items()},
+        "vertex": {name: columns[:, k] for k, name in enumerate(names)},
+    }
+    if with_sh:
+        flat = g["features_rest"].transpose(0, 2, 1).reshape(count, -1)
+        bytes_ = np.clip(np.trunc((flat / 8 + 0.5) * 256), 0, 255).astype(np.uint8)
+        elements["sh"] = {f"f_rest_{k}": bytes_[:, k] for k in range(flat.shape[1])}
+    write_ply(path, elements)
+
+
+@pytest.mark.parametrize("with_colors", [True, False])
+@pytest.mark.parametrize("rest", [0, 8])
+def test_compressed_files_are_read(tmp_path: Path, with_colors: bool, rest: int) -> None:
+    g, path = some_gaussians(count=300, rest=rest), tmp_path / "c.ply"
+    g["features_dc"] = np.clip(g["features_dc"], -1.7, 1.7)
+    compressed_file(path, g, with_colors, with_sh=rest > 0)
+    got = read_gaussians(path)
+    for key, bits in (("means", 10), ("scales", 10)):
+        span = np.ptp(g[key], axis=0).max()
+        np.testing.assert_allclose(got[key], g[key], atol=span / 2**bits)
+    np.testing.assert_allclose(got["features_dc"], g["features_dc"], atol=4 / 255)
+    np.testing.assert_allclose(1 / (1 + np.exp(-got["opacities"])), 1 / (1 + np.exp(-g["opacities"])), atol=1 / 255)
+    want = g["quats"] / np.linalg.norm(g["quats"], axis=1, keepdims=True)
+    np.testing.assert_allclose(np.abs((got["quats"] * want).sum(axis=1)), 1, atol=1e-4)
+    assert got["features_rest"].shape == (300, rest, 3)
+    np.testing.assert_allclose(got["features_rest"], np.clip(g["features_rest"], -4, 4), atol=8 / 256)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda e: e["vertex"].pop("packed_color"), "lacks packed_color"),
+        (lambda e: e["chunk"].pop("max_scale_z"), "lacks max_scale_z"),
+        (lambda e: e["chunk"].update({k: np.tile(v, 3) for k, v in e["chunk"].items()}), "6 chunks"),
+        (lambda e: e["chunk"].update(min_x=np.full(2, np.nan, np.float32)), "NaN"),
+        (lambda e: e.update(sh={"f_rest_0": np.zeros(3, np.uint8)}), "one byte each"),
+    ],
+)
+def test_damaged_compressed_files_are_refused(tmp_path: Path, change: Callable, says: str) -> None:
+    path = tmp_path / "c.ply"
+    compressed_file(path, some_gaussians(count=300, rest=0), True, False)
+    elements = read_ply(path)
+    change(elements)
+    write_ply(path, elements)
+    with pytest.raises(PlyError, match=says):
+        read_gaussians(path)

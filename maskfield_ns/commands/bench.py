@@ -12,6 +12,7 @@ from maskfield_ns.errors import BenchmarkError
 from maskfield_ns.evaluation.protocols.registry import BENCHMARKS, Benchmark, published_tables
 from maskfield_ns.evaluation.published import published
 from maskfield_ns.evaluation.tables import RunResult, Table, build_table, comma_separated, latex, markdown, split_name
+from maskfield_ns.files import write_text
 
 _HOW = "ns-eval --load-config RUN/config.yml --output-path RUN/benchmark.json --render-output-path RUN/eval"
 
@@ -52,7 +53,7 @@ def report(runs: Sequence[Path], output: Path) -> list[Table]:
         ("report.csv", comma_separated(tables)),
         ("report.tex", "\n".join(latex(table) for table in tables)),
     ):
-        _write(output / name, content)
+        write_text(output / name, content, BenchmarkError)
     print(f"report: {output / 'report.md'} (and .csv, .tex)")
     return tables
 
@@ -151,13 +152,3 @@ def _run_text(result: RunResult, output: Path, name: str) -> list[str]:
             raise BenchmarkError(f"Cannot copy {sheet} to {target}: {error.strerror or error}.") from error
         lines += ["", f"![Worst answers in {result.scene}](pictures/{name}.png)"]
     return [*lines, ""]
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise BenchmarkError(f"Cannot write {path}: {error.strerror or error}.") from error

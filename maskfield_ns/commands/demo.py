@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from maskfield_ns.commands.steps import Step, duration, installed_versions, run_step
 from maskfield_ns.errors import MaskfieldError
-from maskfield_ns.files import write_json
+from maskfield_ns.files import atomic_path, explained, write_json
 
 CAPTURE = Path(__file__).resolve().parents[1] / "assets" / "demo_capture"
 PHRASES = ("green mug", "rubber duck", "soccer ball", "the red one", "teddy bear", "robot", "elephant")
@@ -111,9 +110,8 @@ def copy_capture(source: Path, target: Path) -> None:
 
 def _publish(source: Path, target: Path) -> None:
     """Copies a file so that nobody sees half of it."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    with explained(target), atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def _summary(steps: list[Step], figures: dict[str, float], answers: list[dict[str, Any]]) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from maskfield_ns.errors import MaskfieldError
+from maskfield_ns.files import atomic_path, explained
 from maskfield_ns.pictures.colors import UNLABELLED_COLOUR, colour_table
 
 Picture = UInt8[np.ndarray, "H W 3"]
@@ -207,19 +204,8 @@ def save_png(path: Path | str, array: np.ndarray) -> None:
     """
     path = Path(path)
     picture = Image.fromarray(to_uint8(array))
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"  # same folder, hence same file system, for os.replace
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(path), atomic_path(path) as temporary:
         picture.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise MaskfieldError(
-            f"The picture {path} cannot be written ({error.strerror or error}); choose a folder you may write to, "
-            "on a disk with space."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):  # gone after the replacement, or its folder never came to be
-            temporary.unlink()
 
 
 def to_uint8(array: np.ndarray) -> UInt8[np.ndarray, "*shape"]:

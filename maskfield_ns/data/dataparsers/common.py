@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from PIL import Image
 
 from maskfield_ns.data import layouts
 from maskfield_ns.errors import BenchmarkError
+from maskfield_ns.files import atomic_path
 
 MAX_AUTO_SIDE = 1600
 """Long side up to which images are taken as they are when no downscale factor is given, as nerfstudio does."""
@@ -274,18 +274,13 @@ def downscaled(paths: Sequence[Path], factor: int) -> list[Path]:
 
 
 def _shrink(path: Path, target: Path, factor: int) -> Path:
-    temporary = target.with_name(f".{target.name}.tmp")
     try:
-        target.parent.mkdir(exist_ok=True)
-        with Image.open(path) as picture:
+        with atomic_path(target) as temporary, Image.open(path) as picture:
             size = int(picture.width / factor), int(picture.height / factor)
             if min(size) < 1:
                 raise BenchmarkError(f"{path} is too small to be made smaller by {factor}.")
             picture.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(temporary, format="PNG")
-        temporary.replace(target)
     except (OSError, SyntaxError, ValueError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise BenchmarkError(
             f"Cannot write {target}, the copy of {path} made smaller by {factor} ({error}). Make the folder writable, "
             "or set --downscale-factor 1."

@@ -15,6 +15,7 @@ from PIL import Image
 from maskfield_ns.data import layouts
 from maskfield_ns.errors import BenchmarkError
 from maskfield_ns.evaluation.protocols.masks import FOREGROUND_ABOVE, SILHOUETTE_ABOVE
+from maskfield_ns.files import atomic_path, explained
 
 Kind = Literal["relevancy", "masks", "silhouettes", "classes"]
 """``silhouettes`` are masks for OpenGaussian's evaluator: grey values above 10 count, and files may be called as its
@@ -92,15 +93,9 @@ def write_prediction(directory: Path, view: str, prediction: ViewPrediction, phr
         arrays["phrases"], arrays["scores"] = np.array(list(phrases), dtype=str), prediction.scores.astype(np.float32)
     elif prediction.classes is not None:
         arrays["phrases"], arrays["classes"] = np.array(list(phrases), dtype=str), prediction.classes.astype(np.int32)
-    path, temporary = directory / f"{view}.npz", directory / f".{view}.tmp"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise BenchmarkError(f"Cannot write {path}: {error.strerror or error}.") from error
+    path = directory / f"{view}.npz"
+    with explained(path, BenchmarkError), atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
     return path
 
 
