@@ -32,6 +32,8 @@ class Extract:
     """Another mask proposer than the method's own."""
     embedder: Literal["preset", "open-clip", "tiny-clip"] = "preset"
     """Another embedder than the method's own."""
+    missing_images: Literal["refuse", "skip"] = "refuse"
+    """What happens to frames whose image file does not exist: skip leaves them out."""
     dataparser: tyro.conf.Positional[str] = ""
     """A dataparser of nerfstudio or a plugin, such as ovs3d-data, lerf-ovs-data, lerf-mask-data, replica-semantic-data,
     scannet-semantic-data or mipnerf360-data; what follows are its options (maskfield extract --data DATA lerf-ovs-data
@@ -43,7 +45,7 @@ class Extract:
         from maskfield_ns.commands.extract import extract
 
         own = (self.data, self.method, self.cache_dir, self.proposer, self.embedder)
-        extract(*own, self.dataparser or None, self.dataparser_options)
+        extract(*own, self.dataparser or None, self.dataparser_options, self.missing_images)
 
 
 @dataclass

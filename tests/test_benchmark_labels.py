@@ -14,6 +14,8 @@ import pytest
 from fixtures_on_disk import formats, labels_of, refused
 from PIL import Image
 
+from maskfield_ns.data import layouts
+from maskfield_ns.errors import BenchmarkError
 from maskfield_ns.evaluation.protocols.labels import IndexLabels, IndicatorLabels, MaskLabels, PolygonLabels
 from maskfield_ns.evaluation.protocols.predictions import ViewPrediction, read_prediction, write_prediction
 
@@ -61,7 +63,7 @@ def test_bad_polygon_files(copy: Callable[[str], Path]) -> None:
         path.write_text(json.dumps(data))
         refused(lambda: PolygonLabels(folder), path.name, *parts)
 
-    broken(("belongs to frame_09999.jpg",), name="frame_09999.jpg")
+    broken(("belongs to 'frame_09999.jpg'",), name="frame_09999.jpg")
     broken((path.with_suffix(".jpg").name, "pixels"), width=good["info"]["width"] + 1)
     broken(("object 0", "flat ring"), segmentation=[[[1, 2], [3, 4], [5, 6]]])
     broken(("object 0", "flat ring"), segmentation=[[1, 2], [float("nan"), 4]])
@@ -226,3 +228,93 @@ def test_pickles_are_not_opened(tmp_path: Path, capsys: pytest.CaptureFixture[st
     np.savez(tmp_path / "b.npz", classes=np.array([Pickled()], dtype=object))
     refused(lambda: read_prediction(tmp_path, "b", "classes", ("x",)), "b.npz")
     assert "run by a pickle" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value", "part"),
+    [
+        ("object", "segmentation", [[0, 0], [1e9, 5], [5, 5]], "far outside"),
+        ("object", "segmentation", [[0, 0], [2**31 + 5, 5], [5, 5]], "far outside"),
+        ("object", "segmentation", [[0, 0], [1e300, 5], [5, 5]], "far outside"),
+        ("object", "segmentation", [["1", "2"], ["3", "4"]], "flat ring"),
+        ("object", "bbox", [0, 0, -1e12, 5], "far outside"),
+        ("object", "bbox", "abcd", "[x0, y0, x1, y1]"),
+        ("object", "category", 5, "no category"),
+        ("info", "width", 1e9, "pixels"),
+        ("info", "width", 1e30, "pixels"),
+        ("info", "width", float("inf"), "whole numbers"),
+        ("info", "width", 4.5, "whole numbers"),
+        ("info", "height", "120", "whole numbers"),
+        ("info", "height", True, "whole numbers"),
+        ("info", "name", ["a"], "name of the image"),
+    ],
+)
+def test_polygons_are_bounded(copy: Callable[[str], Path], place: str, key: str, value: object, part: str) -> None:
+    """Points beyond int32 would wrap, those far outside take seconds to fill, and sizes ask for any memory."""
+    folder = labels_of("lerf-ovs", copy("lerf-ovs"))
+    path = sorted(folder.glob("*.json"))[0]
+    for picture in folder.glob("*.jpg"):
+        picture.unlink()  # nothing else tells the size
+    data = json.loads(path.read_text())
+    (data["info"] if place == "info" else data["objects"][0])[key] = value
+    path.write_text(json.dumps(data))
+    refused(lambda: PolygonLabels(folder), path.name, part)
+
+
+def test_boxes_of_two_corners_and_points_a_little_outside(copy: Callable[[str], Path]) -> None:
+    folder = labels_of("lerf-ovs", copy("lerf-ovs"))
+    path = sorted(folder.glob("*.json"))[0]
+    data = json.loads(path.read_text())
+    first = data["objects"][0]
+    first["bbox"] = [first["bbox"][:2], first["bbox"][2:]]
+    first["segmentation"].append([-20, 5000 if data["info"]["height"] > 600 else 50])
+    path.write_text(json.dumps(data))
+    labels = PolygonLabels(folder)
+    assert labels.load(path.stem).boxes[0].shape[1] == 4
+
+
+def test_class_lists_with_ids(tmp_path: Path, copy: Callable[[str], Path]) -> None:
+    """ScanNet's own lists and Replica's info_semantic.json give ids, with gaps."""
+    path = tmp_path / "list.txt"
+    for text in (
+        "1\twall\n2\tfloor\n14\tdesk\n",
+        "1,wall\n2, floor\n14,desk",
+        "id\tname\n2\tfloor\n14\tdesk\n1\twall\n",
+    ):
+        path.write_text(text)
+        assert layouts.read_class_list(path) == layouts.ClassList(("", "wall", "floor", "desk"), (0, 1, 2, 14))
+    info = {"classes": [{"id": 3, "name": "chair"}, {"id": 0, "name": "undefined"}], "objects": []}
+    (tmp_path / "info_semantic.json").write_text(json.dumps(info))
+    assert layouts.read_class_list(tmp_path / "info_semantic.json").ids == (0, 3)
+    for text, part in (
+        ("1\twall\n1\tfloor\n", "the id 1 more than once"),
+        ("1\twall\n2\twall\n", "'wall' more than once"),
+        ("wall, floor, chair, table\n", "one class a line"),
+        ("wall\nred\tchair\n", "line 2"),
+        ("1\twall\tnyu\n2\tfloor\tnyu\n", "line 1"),
+    ):
+        path.write_text(text)
+        refused(lambda: layouts.read_class_list(path), str(path), part)
+    (tmp_path / "info_semantic.json").write_text('{"classes": [{"id": "1", "name": "a"}]}')
+    refused(lambda: layouts.read_class_list(tmp_path / "info_semantic.json"), '"id"')
+
+    data = copy("scannet")
+    plain = IndexLabels(data, "scannet")
+    view = plain.views[0]
+    before = plain.load(view).index
+    assert before is not None
+    names = [name.strip() for name in plain.phrases]
+    spread = [0, *(10 + 3 * i for i in range(len(names) - 1))]
+    (data / "classes.txt").write_text("\n".join(f"{i}\t{n}" for i, n in zip(spread[1:], names[1:], strict=True)))
+    with pytest.raises(BenchmarkError, match="which the scene's class list does not have"):
+        IndexLabels(data, "scannet").load(view)
+    picture = np.array(spread, np.uint8)[before]
+    for label in (data / "semantic").glob(f"*{view}*.png"):
+        Image.fromarray(picture).save(label)
+    after = IndexLabels(data, "scannet").load(view)
+    np.testing.assert_array_equal(after.index, before)
+    assert after.phrases[1:] == plain.phrases[1:]
+    Image.fromarray(picture).save(tmp_path / f"{view}.png")
+    prediction = read_prediction(tmp_path, view, "classes", after.phrases, IndexLabels(data, "scannet").class_ids)
+    assert prediction is not None
+    np.testing.assert_array_equal(prediction.classes, before)

@@ -118,7 +118,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "other size": (lambda f: write_image(f / "images/frame_01.png", 30, 40), "is 30x40, but .* declares 40x30"),
     "not an image": (lambda f: (f / "images/frame_01.png").write_bytes(b"hello"), "frame_01.png cannot be read"),
     "empty image": (lambda f: (f / "images/frame_01.png").write_bytes(b""), "frame_01.png cannot be read"),
-    "palette": (lambda f: write_image(f / "images/frame_01.png", 40, 30, "P"), "colour mode P"),
+    "palette": (lambda f: write_image(f / "images/frame_01.png", 40, 30, "P"), "color mode P"),
     "mixed alpha": (lambda f: write_image(f / "images/frame_01.png", 40, 30, "RGBA"), "alpha channel"),
     "unknown split": (edit(lambda m: m["test_filenames"].append("images/zz.png")), r"lists 1 file \(images/zz.png\)"),
     "half a split": (edit(lambda m: m.pop("val_filenames")), 'no "val_filenames"'),

@@ -204,10 +204,10 @@ def test_a_copy_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def test_class_ids_of_replica_are_sorted_and_of_scannet_are_not(scenes: dict[str, Path]) -> None:
-    replica = layouts.indexed_classes(layouts.indexed_scene(scenes["replica"]), "replica")
-    assert replica == sorted(replica) and replica[0] == " " and "elephant" in replica
-    scannet = layouts.indexed_classes(layouts.indexed_scene(scenes["scannet"]), "scannet")
-    assert scannet[0] == " " and scannet[1:] == sorted(scannet[1:], reverse=True)
+    replica = layouts.indexed_classes(layouts.indexed_scene(scenes["replica"]), "replica").names
+    assert list(replica) == sorted(replica) and replica[0] == " " and "elephant" in replica
+    scannet = layouts.indexed_classes(layouts.indexed_scene(scenes["scannet"]), "scannet").names
+    assert scannet[0] == " " and list(scannet[1:]) == sorted(scannet[1:], reverse=True)
 
 
 def test_help_shows_the_tree() -> None:

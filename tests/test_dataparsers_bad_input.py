@@ -166,9 +166,9 @@ def test_parsers_read_no_label(copy: Callable[[str], Path]) -> None:
 def test_class_files(tmp_path: Path) -> None:
     path = tmp_path / "classes.txt"
     path.write_bytes(b"\xef\xbb\xbfred bag\r\n camera \r\nXbox controller\r\n\r\n\r\n")
-    assert layouts.read_class_file(path) == ["red bag", "camera", "Xbox controller"]
+    assert layouts.read_class_list(path).names == ("red bag", "camera", "Xbox controller")
     path.write_bytes(b"\nwall\nfloor\n")
-    assert layouts.read_class_file(path) == ["", "wall", "floor"]
+    assert layouts.read_class_list(path).names == ("", "wall", "floor")
     for text, parts in (
         ("wall\n\nfloor\n", ("line 2 is empty",)),
         ("wall\nfloor\nwall\n", ("'wall'", "lines 1, 3")),
@@ -176,10 +176,10 @@ def test_class_files(tmp_path: Path) -> None:
     ):
         path.write_text(text)
         with pytest.raises(BenchmarkError) as caught:
-            layouts.read_class_file(path)
+            layouts.read_class_list(path)
         assert all(part in str(caught.value) for part in (*parts, str(path)))
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BenchmarkError, match="UTF-8"):
-        layouts.read_class_file(path)
+        layouts.read_class_list(path)
     with pytest.raises(BenchmarkError, match="no class list"):
-        layouts.read_class_file(tmp_path / "absent.txt")
+        layouts.read_class_list(tmp_path / "absent.txt")

@@ -75,7 +75,7 @@ def test_half_there(tmp_path: Path, missing: str) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ("{", "cannot be read as JSON"),
+        ("{", "is not valid JSON"),
         ("[]", "must be an object"),
         ("{}", "must be an object"),
         ('{"1": {"name": "a", "class": "a", "queries": []}, "1": 3}', "'1' occurs twice"),
@@ -102,7 +102,7 @@ def test_broken_labels_json(tmp_path: Path, labels: Any, message: str) -> None:
 def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     root = make_capture(tmp_path)
     (root / "gt/labels.json").write_bytes(b"\xff\xfe{}")
-    with pytest.raises(CaptureError, match="cannot be read as JSON"):
+    with pytest.raises(CaptureError, match="not UTF-8"):
         LabelledCapture.load(root)
 
 

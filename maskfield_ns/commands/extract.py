@@ -6,7 +6,7 @@ import copy
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from maskfield_ns import compat
 from maskfield_ns.errors import MaskfieldError
@@ -20,6 +20,7 @@ def extract(
     embedder: str,
     dataparser: str | None = None,
     dataparser_options: Sequence[str] = (),
+    missing_images: Literal["refuse", "skip"] = "refuse",
 ) -> None:
     """Builds the mask cache that ``ns-train METHOD --data DATA`` will read, and says how to use it.
 
@@ -31,6 +32,7 @@ def extract(
         embedder: kind of embedder (``datamanager.EMBEDDERS``), or "preset".
         dataparser: name of a dataparser, as ns-train knows it; None: the method's own.
         dataparser_options: options of it, as a user would type them after its name.
+        missing_images: what happens to frames whose image file does not exist.
 
     Raises:
         MaskfieldError: no such method or dataparser; a broken capture or scene; weights that cannot be had; a
@@ -45,6 +47,7 @@ def extract(
     settings = config.pipeline.datamanager
     settings.data, settings.cache_dir = data, cache_dir
     settings.proposer_kind, settings.embedder_kind = proposer, embedder
+    settings.missing_images = missing_images
     if dataparser is not None:
         settings.dataparser = dataparser_config(dataparser, dataparser_options)
     report = mask_source.extract(settings, config.machine.device_type)
@@ -53,6 +56,7 @@ def extract(
         ("cache-dir", cache_dir, None),
         ("proposer-kind", proposer, "preset"),
         ("embedder-kind", embedder, "preset"),
+        ("missing-images", missing_images, "refuse"),
     ):
         if value != default:
             command += [f"--pipeline.datamanager.{flag}", str(value)]

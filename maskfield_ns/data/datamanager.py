@@ -8,21 +8,21 @@ from typing import Any, Literal
 import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
-from nerfstudio.data.datasets.base_dataset import InputDataset
 
-from maskfield_ns.data.mask_source import MaskSource, MaskSourceConfig, NoHeldOutViews, checked_capture
+from maskfield_ns.data.capture_source import CaptureDataset, CaptureSource, CaptureSourceConfig
+from maskfield_ns.data.mask_source import MaskSource, MaskSourceConfig, NoHeldOutViews
 from maskfield_ns.data.mask_views import MaskViews, grid_centres
 
 
 @dataclass
-class MaskfieldDataManagerConfig(MaskSourceConfig, VanillaDataManagerConfig):
+class MaskfieldDataManagerConfig(CaptureSourceConfig, MaskSourceConfig, VanillaDataManagerConfig):
     """Where colours, masks and embeddings come from, and when each is served."""
 
     _target: type = field(default_factory=lambda: MaskfieldDataManager)
     """Target class to instantiate."""
 
 
-class MaskfieldDataManager(MaskSource, VanillaDataManager[InputDataset]):
+class MaskfieldDataManager(CaptureSource, MaskSource, VanillaDataManager[CaptureDataset]):
     """Serves random colour pixels up to ``config.mask_start`` and whole views on a coarse ray grid from there on.
 
     Raises (on construction):
@@ -42,7 +42,7 @@ class MaskfieldDataManager(MaskSource, VanillaDataManager[InputDataset]):
         local_rank: int = 0,
         **kwargs: Any,
     ):
-        self.capture = checked_capture(config, images=test_mode != "inference")
+        config.use_own_parser()
         self.mask_views: MaskViews | None = None
         # The order of views follows ns-train's --machine.seed, which it has handed to torch by now.
         self._seed = torch.initial_seed() % (1 << 32)
@@ -53,7 +53,7 @@ class MaskfieldDataManager(MaskSource, VanillaDataManager[InputDataset]):
 
     # --- set-up -------------------------------------------------------------------------------------------------------
 
-    def create_train_dataset(self) -> InputDataset:
+    def create_train_dataset(self) -> CaptureDataset:
         dataset = super().create_train_dataset()
         # nerfstudio removes entries from this class-level list, which would reach every dataset of the process.
         dataset.exclude_batch_keys_from_device = list(dataset.exclude_batch_keys_from_device)

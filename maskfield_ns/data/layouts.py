@@ -12,26 +12,39 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maskfield_ns.errors import BenchmarkError
+from maskfield_ns.files import read_json
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _SHOWN = 4
 
 
-def read_class_file(path: Path) -> list[str]:
-    """Class names of a text file, one a line, in the order of the file.
+@dataclass(frozen=True)
+class ClassList:
+    """Classes of a scene."""
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...] = ()
+    """Id of each class in label pictures, where the file gives ids; empty: the position in ``names``."""
+
+
+def read_class_list(path: Path) -> ClassList:
+    """Class names, one a line in the order of the file; or with ids: ``1<tab>wall``, ``1,wall``, or Replica's
+    ``info_semantic.json``, by ascending id.
 
     A byte-order mark, Windows line ends, spaces around names and empty lines at the end are taken away. The first line
     may be empty: OV-NeRF keeps its void class there.
 
     Raises:
         BenchmarkError: no such file, not UTF-8, no class, an empty line between classes (it would shift the ids of all
-            classes after it), or a class twice.
+            classes after it), a class or an id twice, or a list in another format.
     """
+    if path.suffix.lower() == ".json":
+        return _json_classes(path)
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except FileNotFoundError as error:
         raise BenchmarkError(f"There is no class list {path} (a text file with one class a line).") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise BenchmarkError(f"The class list {path} cannot be read as UTF-8 text: {error}.") from error
     while lines and not lines[-1]:
         lines.pop()
@@ -42,13 +55,58 @@ def read_class_file(path: Path) -> list[str]:
         raise BenchmarkError(
             f"{path}: line {number} is empty, but classes follow it; remove it (ids count lines, so check the labels)."
         )
-    repeated = [name for name, count in Counter(lines).items() if count > 1]
+    rows = [_ID_AND_NAME.fullmatch(line) for line in lines]
+    header = rows[0] is None and _ID_HEADER.fullmatch(lines[0]) is not None
+    if len(rows) > header and all(rows[header:]):
+        return _with_ids(path, [(int(row["id"]), row["name"].strip()) for row in rows[header:] if row is not None])
+    odd = next((number for number, line in enumerate(lines, 1) if "\t" in line), None)
+    if odd is not None or (len(lines) == 1 and lines[0].count(",") > 1):
+        raise BenchmarkError(
+            f"{path}: line {odd or 1} is no class ({lines[(odd or 1) - 1][:40]!r}): a list has one class a line, "
+            "or in every line an id, a tab or comma, and a class."
+        )
+    _check_repeated(path, lines)
+    return ClassList(tuple(lines))
+
+
+_ID_AND_NAME = re.compile(r"(?P<id>[0-9]{1,6})\s*[\t,;:]\s*(?P<name>[^\t]*[^\t\s])")
+_ID_HEADER = re.compile(r"\W*(class\W*)?(id|index)s?\W*[\t,;]\s*\w[\w ]*", re.IGNORECASE)
+
+
+def _json_classes(path: Path) -> ClassList:
+    """Replica's ``info_semantic.json``: {"classes": [{"id": 1, "name": "backpack"}, ...], ...}."""
+    data = read_json(path, "class list", BenchmarkError)
+    classes = data.get("classes") if isinstance(data, dict) else None
+    if not isinstance(classes, list) or not classes:
+        raise BenchmarkError(f'{path} is no class list: it needs "classes", a list of {{"id": 1, "name": "wall"}}.')
+    pairs = []
+    for entry in classes:
+        identity, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
+        whole = isinstance(identity, int) and not isinstance(identity, bool) and 0 <= identity < 10**6
+        if not whole or not isinstance(name, str) or not name.strip():
+            raise BenchmarkError(f'{path}: every entry of "classes" needs an "id" from 0 on and a "name".')
+        pairs.append((identity, name.strip()))
+    return _with_ids(path, pairs)
+
+
+def _with_ids(path: Path, pairs: list[tuple[int, str]]) -> ClassList:
+    """Classes by ascending id, with a void class of id 0 where the list has none."""
+    counts = Counter(identity for identity, _ in pairs)
+    twice = [identity for identity, count in counts.items() if count > 1]
+    if twice:
+        raise BenchmarkError(f"{path} lists the id {twice[0]} more than once; keep one of them.")
+    _check_repeated(path, [name for _, name in pairs])
+    ordered = sorted(pairs if 0 in counts else [(0, ""), *pairs])
+    return ClassList(tuple(name for _, name in ordered), tuple(identity for identity, _ in ordered))
+
+
+def _check_repeated(path: Path, names: Sequence[str]) -> None:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        numbers = [str(number) for number, name in enumerate(lines, 1) if name == repeated[0]]
+        numbers = [str(number) for number, name in enumerate(names, 1) if name == repeated[0]]
         raise BenchmarkError(
             f"{path} lists the class {repeated[0]!r} more than once (lines {', '.join(numbers)}); keep one of them."
         )
-    return lines
 
 
 def images_in(folder: Path, kind: str = "image") -> list[Path]:
@@ -66,6 +124,18 @@ def images_in(folder: Path, kind: str = "image") -> list[Path]:
     if repeated:
         raise BenchmarkError(f"{folder} has more than one {kind} called {some(repeated)}; labels go by the stem.")
     return paths
+
+
+_IMAGE_FOLDERS = ("images", "rgb", "rgb_300")
+
+
+def scenes_in(folder: Path) -> list[Path]:
+    """Sub-folders that look like scenes, if the folder does not look like one itself: the root of a benchmark."""
+
+    def scene(place: Path) -> bool:
+        return any((place / name).is_dir() for name in _IMAGE_FOLDERS)
+
+    return [] if scene(folder) else sorted(each for each in folder.iterdir() if each.is_dir() and scene(each))
 
 
 def number_in(stem: str) -> int | None:
@@ -236,10 +306,11 @@ def indexed_scene(folder: Path) -> IndexedScene:
     )
 
 
-def indexed_classes(scene: IndexedScene, dataset: str, class_file: Path | None = None) -> list[str]:
+def indexed_classes(scene: IndexedScene, dataset: str, class_file: Path | None = None) -> ClassList:
     """Class name of every label id; id 0 is void and called " ", as OV-NeRF does.
 
-    OV-NeRF blanks the first line of ``classes.txt`` and sorts the list for Replica but not for ScanNet.
+    OV-NeRF blanks the first line of ``classes.txt`` and sorts the list for Replica but not for ScanNet; lists that give
+    ids are taken at their word.
 
     Args:
         scene: from :func:`indexed_scene`.
@@ -247,11 +318,12 @@ def indexed_classes(scene: IndexedScene, dataset: str, class_file: Path | None =
         class_file: another file than ``classes.txt`` in the scene.
 
     Raises:
-        BenchmarkError: from :func:`read_class_file`.
+        BenchmarkError: from :func:`read_class_list`.
     """
-    names = read_class_file(class_file or scene.folder / "classes.txt")
-    names[0] = " "
-    return sorted(names) if dataset == "replica" and scene.packaging == "ov-nerf" else names
+    classes = read_class_list(class_file or scene.folder / "classes.txt")
+    names = (" ", *classes.names[1:])
+    sort = dataset == "replica" and scene.packaging == "ov-nerf" and not classes.ids
+    return ClassList(tuple(sorted(names)) if sort else names, classes.ids)
 
 
 def _ovnerf_frames(folder: Path, suffix: str) -> tuple[IndexedFrame, ...]:

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool
-from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.utils.data_utils import get_image_mask_tensor_from_path
 from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
 
-from maskfield_ns import compat
-from maskfield_ns.data.capture import CaptureSummary, check_capture
+from maskfield_ns.data.capture import CaptureSummary
 from maskfield_ns.data.mask_views import MaskTargets, MaskViews, grid_size, reduce_masks
 from maskfield_ns.errors import CacheError, CaptureError
 from maskfield_ns.foundation.base import EmbedderConfig, ProposerConfig
@@ -244,12 +242,14 @@ def extract(config: Any, device: torch.device | str, *, progress: bool = True) -
     Raises:
         CaptureError, CacheError, WeightsError: as the datamanagers.
     """
-    capture = checked_capture(config, images=True)
+    config.use_own_parser()
     if config.data is not None:
         config.dataparser.data = Path(config.data)
-    paths = list(config.dataparser.setup().get_dataparser_outputs(split="train").image_filenames)
+    outputs = config.dataparser.setup().get_dataparser_outputs(split="train")
+    config.check_cameras(outputs.cameras)
+    paths = list(outputs.image_filenames)
     data = Path(config.dataparser.data)
-    folder = capture.folder if capture is not None else data.parent if data.is_file() else data
+    folder = data.parent if data.is_file() else data
     return _build_cache(config, folder, paths, device, progress)
 
 
@@ -275,12 +275,3 @@ def _build_cache(
         config.get_embedder().deferred(device),
         progress=progress,
     )
-
-
-def checked_capture(config: Any, images: bool) -> CaptureSummary | None:
-    """Validate the capture if it is of nerfstudio's format; other dataparsers check their own."""
-    parser = config.dataparser
-    if not isinstance(parser, NerfstudioDataParserConfig):
-        return None
-    parser.downscale_factor = compat.whole_downscale_factor(parser.downscale_factor)
-    return check_capture(Path(config.data or parser.data), downscale_factor=parser.downscale_factor, images=images)

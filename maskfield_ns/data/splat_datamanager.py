@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from copy import deepcopy
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager, FullImageDatamanagerConfig
-from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
-from nerfstudio.data.datasets.base_dataset import InputDataset
 
-from maskfield_ns.data.mask_source import MaskSource, MaskSourceConfig, NoHeldOutViews, checked_capture
+from maskfield_ns.data.capture_source import CaptureDataset, CaptureSource, CaptureSourceConfig
+from maskfield_ns.data.mask_source import MaskSource, MaskSourceConfig, NoHeldOutViews
 from maskfield_ns.data.mask_views import MaskViews
-from maskfield_ns.data.points import check_points
-from maskfield_ns.data.undistortion import Undistortion, undistortion
+from maskfield_ns.data.undistortion import Undistortion, check_cameras, mark_fisheyes, undistortion
 
 
 @dataclass
-class MaskfieldSplatDataManagerConfig(MaskSourceConfig, FullImageDatamanagerConfig):
+class MaskfieldSplatDataManagerConfig(CaptureSourceConfig, MaskSourceConfig, FullImageDatamanagerConfig):
     """Where pictures, masks and embeddings come from, and when each is served."""
 
     _target: type = field(default_factory=lambda: MaskfieldSplatDataManager)
     """Target class to instantiate."""
 
+    def check_cameras(self, cameras: Cameras) -> None:
+        """Raises CaptureError for cameras whose images cannot be undistorted to what Gaussians are rendered by."""
+        check_cameras(cameras, self.data or self.dataparser.data)
 
-class MaskfieldSplatDataManager(MaskSource, FullImageDatamanager[InputDataset]):
+
+class MaskfieldSplatDataManager(CaptureSource, MaskSource, FullImageDatamanager[CaptureDataset]):
     """Serves whole pictures up to ``config.mask_start`` and views of the mask grid from there on.
 
     Cached masks are those of the photographs; they are undistorted and cropped as nerfstudio does to the pictures.
@@ -53,8 +53,7 @@ class MaskfieldSplatDataManager(MaskSource, FullImageDatamanager[InputDataset]):
         local_rank: int = 0,
         **kwargs: Any,
     ):
-        self.capture = checked_capture(config, images=test_mode != "inference")
-        self._check_points(config)
+        config.use_own_parser()
         self.mask_views: MaskViews | None = None
         # The order of views follows ns-train's --machine.seed, which it has handed to torch by now.
         self._seed = torch.initial_seed() % (1 << 32)
@@ -63,29 +62,20 @@ class MaskfieldSplatDataManager(MaskSource, FullImageDatamanager[InputDataset]):
         self.publish_metadata()
         self.train_dataset.metadata["eval_undistortions"] = self._eval_undistortions
 
-    def _check_points(self, config: MaskfieldSplatDataManagerConfig) -> None:
-        """The capture's sparse points, where they are going to be used."""
-        parser = config.dataparser
-        if self.capture is None or not isinstance(parser, NerfstudioDataParserConfig) or not parser.load_3D_points:
-            return
-        path = Path(config.data or parser.data)
-        transforms = path if path.suffix == ".json" else self.capture.folder / "transforms.json"
-        meta = json.loads(transforms.read_text(encoding="utf-8"))
-        if "ply_file_path" in meta:
-            check_points(self.capture.folder / meta["ply_file_path"])
-
     # --- set-up -------------------------------------------------------------------------------------------------------
 
-    def create_train_dataset(self) -> InputDataset:
+    def create_train_dataset(self) -> CaptureDataset:
         dataset = super().create_train_dataset()
+        mark_fisheyes(dataset.cameras)
         # nerfstudio removes entries from this class-level list, which would reach every dataset of the process.
         dataset.exclude_batch_keys_from_device = list(dataset.exclude_batch_keys_from_device)
         # Loading pictures rewrites the cameras in place.
         self._photographed = deepcopy(dataset.cameras)
         return dataset
 
-    def create_eval_dataset(self) -> InputDataset:
+    def create_eval_dataset(self) -> CaptureDataset:
         dataset = super().create_eval_dataset()
+        mark_fisheyes(dataset.cameras)
         self._eval_undistortions = [undistortion(dataset.cameras[i].reshape(())) for i in range(len(dataset))]
         return dataset
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Float64
-from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.cameras.cameras import CAMERA_MODEL_TO_TYPE, Cameras, CameraType
 from torch import Tensor
 
 from maskfield_ns.errors import CaptureError
@@ -23,6 +23,10 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 _ROUNDS = 100
 """Iterations that OpenCV may take to take the distortion off a point; it stops when nothing changes any more."""
+_ALMOST_NOTHING = 1e-12
+_NERF = "train the NeRF method (maskfield, maskfield-lite)"
+_NAMES = {kind.value: name for name, kind in CAMERA_MODEL_TO_TYPE.items()}
+"""What transforms.json calls the models."""
 _ASTRAY = 1.0
 """Pixels by which there and back may miss. Far outside of the cropped picture distortion need not have an inverse."""
 
@@ -116,6 +120,45 @@ class Undistortion:
         return _sample(maps, grid), torch.from_numpy(inside)
 
 
+def check_cameras(cameras: Cameras, where: object = "the capture") -> None:
+    """Gaussians are rendered by pinhole cameras: other cameras' images must be such that they can be undistorted.
+
+    Args:
+        cameras: one or more.
+        where: what they belong to, for the message.
+
+    Raises:
+        CaptureError: panoramas and the like, or a distortion that nerfstudio cannot take off.
+    """
+    kinds = set(cameras.camera_type.flatten().tolist())
+    foreign = sorted(kinds - {CameraType.PERSPECTIVE.value, CameraType.FISHEYE.value})
+    if foreign:
+        raise CaptureError(
+            f'{where}: the "camera_model" {_NAMES.get(foreign[0], CameraType(foreign[0]).name)} cannot be used with '
+            f"Gaussians, which are rendered by pinhole cameras: undistort the images first, or {_NERF}"
+        )
+    params = cameras.distortion_params
+    if params is None:
+        return
+    pinhole = cameras.camera_type[..., 0] == CameraType.PERSPECTIVE.value
+    if bool((pinhole & (params[..., 3] != 0)).any()):
+        raise CaptureError(
+            f'{where}: the distortion coefficient "k4" cannot be taken off the images, which Gaussians need: '
+            f"calibrate with k1 to k3, undistort the images first, or {_NERF}"
+        )
+
+
+def mark_fisheyes(cameras: Cameras) -> None:
+    """Lets nerfstudio undistort fisheyes without coefficients, too: it passes by cameras whose coefficients are all 0.
+
+    An ideal fisheye is none the less no pinhole camera. What is written is far below what float32 resolves of a pixel.
+    """
+    params = cameras.distortion_params
+    if params is not None:
+        ideal = (cameras.camera_type[..., 0] == CameraType.FISHEYE.value) & (params == 0).all(dim=-1)
+        params[..., 0] = torch.where(ideal, _ALMOST_NOTHING, params[..., 0])
+
+
 def undistortion(camera: Cameras) -> Undistortion | None:
     """What nerfstudio 1.1.5's full-image datamanager does to the pictures of one camera; None: nothing.
 
@@ -125,6 +168,7 @@ def undistortion(camera: Cameras) -> Undistortion | None:
     Raises:
         CaptureError: a camera model that is not supported for Gaussians.
     """
+    check_cameras(camera)
     params = camera.distortion_params
     if params is None or bool(torch.all(params == 0)):
         return None
@@ -143,18 +187,13 @@ def undistortion(camera: Cameras) -> Undistortion | None:
         coefficients = np.array([k1, k2, p1, p2, k3, 0, 0, 0])
         new, (left, top, w, h) = cv2.getOptimalNewCameraMatrix(matrix, coefficients, (width, height), 0)
         maps = cv2.initUndistortRectifyMap(matrix, coefficients, None, new, (width, height), cv2.CV_32FC1)  # type: ignore[call-overload]
-    elif kind == CameraType.FISHEYE.value:
+    else:
         w, h = width, height
         identity = np.eye(3)
         new = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(
             matrix, d[:4], (width, height), identity, balance=0
         )
         maps = cv2.fisheye.initUndistortRectifyMap(matrix, d[:4], identity, new, (width, height), cv2.CV_32FC1)
-    else:
-        raise CaptureError(
-            f"cameras of type {CameraType(kind).name} cannot be used with Gaussians: undistort the pictures first, or "
-            "train the NeRF method (maskfield, maskfield-lite)"
-        )
     x, y = (m[top : top + h, left : left + w] for m in maps)
     positions = np.stack([(x + 0.5) / width, (y + 0.5) / height], axis=-1)
     fisheye, undistorted = kind == CameraType.FISHEYE.value, np.asarray(new, np.float64)

@@ -7,7 +7,6 @@ id per pixel (8 bit, grey or palette), 0 = nothing. The picture of ``images/<fol
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -18,6 +17,7 @@ from jaxtyping import Int16, UInt8
 from PIL import Image
 
 from maskfield_ns.errors import CaptureError
+from maskfield_ns.files import read_json
 
 UNLABELLED = -1
 """What :meth:`LabelledCapture.class_map` has where nothing is labelled."""
@@ -157,10 +157,7 @@ class LabelledCapture:
 
 
 def _read_labels(path: Path) -> tuple[Label, ...]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
-    except (OSError, ValueError, RecursionError) as error:
-        raise CaptureError(f"{path} cannot be read as JSON: {error}") from error
+    entries = read_json(path, "labels of the capture", CaptureError, unique_keys=True)
     if not isinstance(entries, dict) or not entries:
         raise CaptureError(f'{path} must be an object with one entry per label, like {{"1": {{"name": ...}}}}.')
     labels: dict[int, Label] = {}
@@ -173,8 +170,8 @@ def _read_labels(path: Path) -> tuple[Label, ...]:
 
 
 def _label(path: Path, key: str, entry: Any) -> Label:
-    if not (key.isascii() and key.isdigit() and 1 <= int(key) <= 255):
-        raise CaptureError(f"{path}: the label id {key!r} is not a number from 1 to 255 (0 means nothing).")
+    if not (key.isascii() and key.isdigit() and len(key) <= 3 and 1 <= int(key) <= 255):
+        raise CaptureError(f"{path}: the label id {key[:20]!r} is not a number from 1 to 255 (0 means nothing).")
     if not isinstance(entry, dict):
         raise CaptureError(f"{path}: label {key} must be an object with name, class and queries.")
     texts = []
@@ -187,15 +184,6 @@ def _label(path: Path, key: str, entry: Any) -> Label:
     if not isinstance(queries, list) or not all(isinstance(query, str) and query.strip() for query in queries):
         raise CaptureError(f'{path}: label {key} needs a list of non-empty phrases for "queries" (it may be []).')
     return Label(int(key), texts[0], texts[1], tuple(" ".join(query.split()) for query in queries))
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # json would keep the last of two equal keys without a word.
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
-    return result
 
 
 def _read_ids(path: Path) -> UInt8[np.ndarray, "H W"]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from maskfield_ns.data.seed_points import PRECISE_TRANSFORM
 from maskfield_ns.selection.transform import Similarity
 
 UP = (0.0, 0.0, 1.0)
@@ -39,7 +40,9 @@ class CaptureFrame:
         outputs = getattr(datamanager, "train_dataparser_outputs", None)
         if outputs is None:
             outputs = datamanager.train_dataset._dataparser_outputs
-        return cls(outputs.dataparser_transform.cpu().numpy(), float(outputs.dataparser_scale))
+        precise = outputs.metadata.get(PRECISE_TRANSFORM)
+        transform = outputs.dataparser_transform.cpu().numpy() if precise is None else precise
+        return cls(transform, float(outputs.dataparser_scale))
 
     def to_capture(self, points: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch 3"]:
         """Scene points in the capture's coordinates."""

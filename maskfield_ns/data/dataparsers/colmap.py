@@ -15,8 +15,8 @@ from maskfield_ns.data.dataparsers.common import Shot, opencv_to_opengl
 from maskfield_ns.errors import BenchmarkError
 
 
-def read_shots(model: Path, images: Path) -> list[Shot]:
-    """Registered images of a COLMAP model (``sparse/0``, binary or text), sorted by name.
+def read_shots(model: Path, images: Path, by_name: bool = True) -> list[Shot]:
+    """Registered images of a COLMAP model (``sparse/0``, binary or text), sorted by name or by COLMAP's id.
 
     Raises:
         BenchmarkError: no such model, damaged or incomplete files, or a camera that nerfstudio cannot render.
@@ -27,7 +27,7 @@ def read_shots(model: Path, images: Path) -> list[Shot]:
         raise BenchmarkError(f"{model} has no registered image.")
     intrinsics = {identity: _intrinsics(model, camera) for identity, camera in cameras.items()}
     shots = []
-    for view in sorted(views.values(), key=lambda each: each.name):
+    for view in sorted(views.values(), key=lambda each: each.name if by_name else each.id):
         if view.camera_id not in intrinsics:
             raise BenchmarkError(f"{model}: the image {view.name} has camera {view.camera_id}, which is not there.")
         with np.errstate(invalid="ignore"):

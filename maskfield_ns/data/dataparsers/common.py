@@ -11,7 +11,6 @@ from typing import Any, Literal, Optional
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from nerfstudio.cameras import camera_utils
 from nerfstudio.cameras.cameras import CAMERA_MODEL_TO_TYPE, Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
 from nerfstudio.data.scene_box import SceneBox
@@ -19,6 +18,8 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
 
 from maskfield_ns.data import layouts
+from maskfield_ns.data.dataparsers.scene_frame import scene_frame
+from maskfield_ns.data.seed_points import PRECISE_TRANSFORM, seed_points
 from maskfield_ns.errors import BenchmarkError
 from maskfield_ns.files import atomic_path
 
@@ -112,7 +113,16 @@ class BenchmarkDataParser(DataParser):
     def _generate_dataparser_outputs(self, split: str = "train", **kwargs: Any) -> DataparserOutputs:
         if not self.config.data.is_dir():
             raise BenchmarkError(f"There is no scene at {self.config.data}; give one scene's folder as --data.")
-        scene = self._read_scene()
+        try:
+            scene = self._read_scene()
+        except BenchmarkError as error:
+            scenes = layouts.scenes_in(self.config.data)
+            if not scenes:
+                raise
+            raise BenchmarkError(
+                f"{self.config.data} is no scene but has {layouts.some([each.name for each in scenes])}; give one "
+                f"of them, as --data {scenes[0]}."
+            ) from error
         kept = drop_broken_poses(scene)
         train_labelled = self.config.split == "protocol" and not scene.held_out
         stems = {shot.image.stem: shot for shot in kept}
@@ -128,7 +138,8 @@ class BenchmarkDataParser(DataParser):
             chosen = [stems[stem] for stem in scene.labelled if stem in stems]
         if len(chosen) < (2 if split == "train" else 1):
             raise BenchmarkError(f"The {split} split of {self.config.data} has {len(chosen)} images.")
-        poses, transform, scale = self._frame(kept)
+        own_poses = np.stack([shot.pose for shot in kept]).astype(np.float64)
+        poses, to_scene, scale = scene_frame(own_poses, self.config, self.config.data, error=BenchmarkError)
         order = {id(shot): index for index, shot in enumerate(kept)}
         paths, cameras = self._cameras(chosen, poses[[order[id(shot)] for shot in chosen]])
         extent = self.config.scene_scale
@@ -137,9 +148,10 @@ class BenchmarkDataParser(DataParser):
             cameras=cameras,
             scene_box=SceneBox(aabb=torch.tensor([[-extent] * 3, [extent] * 3], dtype=torch.float32)),
             dataparser_scale=scale,
-            dataparser_transform=transform,
-            metadata=_seed_points(scene.points, transform, scale)
+            dataparser_transform=torch.from_numpy(to_scene.astype(np.float32)),
+            metadata=self._seed_points(scene, to_scene, scale, quiet=split != "train")
             | {
+                PRECISE_TRANSFORM: to_scene,
                 "benchmark": {
                     "protocol": self.protocol,
                     "rule": self.config.rule,
@@ -151,26 +163,18 @@ class BenchmarkDataParser(DataParser):
                     "views_without_camera": lost,
                     "downscale_factor": self._factor(kept),
                     **self._options(),
-                }
+                },
             },
         )
 
-    def _frame(self, shots: Sequence[Shot]) -> tuple[Float[torch.Tensor, "N 3 4"], Float[torch.Tensor, "3 4"], float]:
-        """Poses of all shots in the scene's frame, the transform into it, and its scale: the same for every split."""
-        full = np.stack([np.concatenate([shot.pose, [[0, 0, 0, 1]]]) for shot in shots])
-        poses, transform = camera_utils.auto_orient_and_center_poses(
-            torch.from_numpy(full.astype(np.float32)),
-            method=self.config.orientation_method,
-            center_method=self.config.center_method,
-        )
-        scale = self.config.scale_factor
-        if self.config.auto_scale_poses:
-            extent = float(poses[:, :3, 3].abs().max())
-            if not extent > 0:
-                raise BenchmarkError(f"All cameras of {self.config.data} are at the same place.")
-            scale /= extent
-        poses[:, :3, 3] *= scale
-        return poses[:, :3, :4], transform, scale
+    def _seed_points(
+        self, scene: SceneFiles, to_scene: Float[np.ndarray, "3 4"], scale: float, quiet: bool
+    ) -> dict[str, torch.Tensor]:
+        def say(line: str) -> None:
+            if not quiet:
+                CONSOLE.print(f"[yellow]{line}", soft_wrap=True)
+
+        return seed_points(scene.points, to_scene, scale, f"of {self.config.data}", say, BenchmarkError)
 
     def _factor(self, shots: Sequence[Shot]) -> int:
         if self.config.downscale_factor is not None:
@@ -312,16 +316,6 @@ def opencv_to_opengl(pose: Float[np.ndarray, "_ 4"]) -> Float[np.ndarray, "3 4"]
     result = np.array(pose[:3], dtype=np.float64)
     result[:, 1:3] *= -1
     return result
-
-
-def _seed_points(
-    points: tuple[np.ndarray, np.ndarray] | None, transform: Float[torch.Tensor, "3 4"], scale: float
-) -> dict[str, torch.Tensor]:
-    if points is None or not len(points[0]):
-        return {}
-    xyz = torch.from_numpy(points[0].astype(np.float32))
-    moved = torch.cat([xyz, torch.ones_like(xyz[:, :1])], dim=1) @ transform.T * scale
-    return {"points3D_xyz": moved, "points3D_rgb": torch.from_numpy(points[1].astype(np.uint8))}
 
 
 def fov_focal(width: int, degrees: float) -> float:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,10 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 
 from maskfield_ns.data import layouts
+from maskfield_ns.data.transforms import is_number, shown
 from maskfield_ns.errors import BenchmarkError
 from maskfield_ns.evaluation.protocols.masks import FOREGROUND_ABOVE
+from maskfield_ns.files import read_json
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -46,6 +47,8 @@ class LabelSet:
     phrases: tuple[str, ...]
     """Every phrase of the scene, in order."""
     fixed_size: bool = True
+    class_ids: tuple[int, ...] = ()
+    """Per class the id that pictures of labels and of predictions have for it; empty: its position in ``phrases``."""
 
     def load(self, view: str, size: Size | None = None) -> ViewLabels:
         """Labels of a view, resized (nearest pixel) to ``size`` where the protocol does so.
@@ -118,7 +121,8 @@ class IndicatorLabels(LabelSet):
 
     def __post_init__(self) -> None:
         self.views = tuple(layouts.ovs3d_labelled(self.directory))
-        names = layouts.read_class_file(self.directory / "classes.txt")
+        classes = layouts.read_class_list(self.directory / "classes.txt")
+        names = list(classes.names[1:] if classes.ids and not classes.names[0] else classes.names)
         if not names[0]:
             raise BenchmarkError(f"{self.directory / 'classes.txt'}: line 1 is empty.")
         self.phrases = tuple(sorted(names))
@@ -191,11 +195,14 @@ class IndexLabels(LabelSet):
         if not self._files:
             raise BenchmarkError(f"{self.directory} has no test frame (OV-NeRF: every 10th, Semantic-NeRF: 2, 7, ...).")
         self.views = tuple(self._files)
-        self.phrases = tuple(layouts.indexed_classes(scene, self.dataset, self.class_file))
+        classes = layouts.indexed_classes(scene, self.dataset, self.class_file)
+        self.phrases, self.class_ids = classes.names, classes.ids
 
     def load(self, view: str, size: Size | None = None) -> ViewLabels:
         path = self._files[view]
         index = _read_index(path)
+        if self.class_ids:
+            index = positions_of(path, index, self.class_ids)
         if index.size and index.max() >= len(self.phrases):
             raise BenchmarkError(
                 f"{path} has the class id {index.max()}, but the scene's class list has only "
@@ -206,7 +213,27 @@ class IndexLabels(LabelSet):
         return ViewLabels(view, self.phrases, wanted, index=nearest(index, wanted).astype(np.int64))
 
 
+def positions_of(path: Path, ids: Int[np.ndarray, "H W"], known: Sequence[int]) -> Int[np.ndarray, "H W"]:
+    """Positions in a class list of the ids in a picture.
+
+    Raises:
+        BenchmarkError: an id that the list does not have.
+    """
+    found, where = np.unique(ids, return_inverse=True)
+    position = {identity: place for place, identity in enumerate(known)}
+    unknown = [int(identity) for identity in found if int(identity) not in position]
+    if unknown:
+        raise BenchmarkError(f"{path} has the class id {unknown[0]}, which the scene's class list does not have.")
+    return np.array([position[int(identity)] for identity in found], np.int64)[where].reshape(ids.shape)
+
+
 # --- polygons ---------------------------------------------------------------------------------------------------------
+
+MAX_LABEL_SIDE = 1 << 15
+"""Pixels; beyond it OpenCV's fixed-point polygons overflow."""
+MAX_LABEL_PIXELS = 10**8
+_FAR_OUTSIDE = 10
+"""Sides of the picture by which a point may miss it: points far away wrap around, or take seconds to draw."""
 
 
 @dataclass(frozen=True)
@@ -233,22 +260,23 @@ def fill_polygon(ring: Float[np.ndarray, "N 2"], size: Size) -> Bool[np.ndarray,
 
 
 def _polygon_frame(path: Path) -> _Frame:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-        info = data["info"]
-        name, size = str(info["name"]), (int(info["height"]), int(info["width"]))
-        entries: list[dict[str, Any]] = list(data["objects"])
-    except (OSError, ValueError, RecursionError) as error:
-        raise BenchmarkError(f"{path} cannot be read as JSON: {error}.") from error
-    except (KeyError, TypeError) as error:
+    data = read_json(path, "annotation of a frame", BenchmarkError)
+    info, entries = (data.get("info"), data.get("objects")) if isinstance(data, dict) else (None, None)
+    if not isinstance(info, dict) or not isinstance(entries, list):
         raise BenchmarkError(
-            f'{path} is not an annotation of LERF-OVS: it needs "info" with name, height and width, and "objects" '
-            f"({error})."
-        ) from error
-    if Path(name).stem != path.stem:
-        raise BenchmarkError(f"{path} says that it belongs to {name}; the file must have the name of its image.")
-    if min(size) < 2:
-        raise BenchmarkError(f'{path}: "info" gives a picture of {size[1]}x{size[0]} pixels.')
+            f'{path} is not an annotation of LERF-OVS: it needs "info" with name, height and width, and a list of '
+            '"objects".'
+        )
+    name, sides = info.get("name"), (info.get("height"), info.get("width"))
+    if not isinstance(name, str) or not all(is_number(side) and side == int(side) for side in sides):
+        raise BenchmarkError(
+            f'{path}: "info" needs the name of the image, and height and width as whole numbers, not {shown(info)}.'
+        )
+    size = int(sides[0]), int(sides[1])  # pyright: ignore[reportArgumentType]
+    if PurePosixPath(name.replace("\\", "/")).stem != path.stem:
+        raise BenchmarkError(f"{path} says that it belongs to {shown(name)}; the file must have the name of its image.")
+    if min(size) < 2 or max(size) > MAX_LABEL_SIDE or size[0] * size[1] > MAX_LABEL_PIXELS:
+        raise BenchmarkError(f'{path}: "info" gives a picture of {shown(size[1])}x{shown(size[0])} pixels.')
     for suffix in layouts.IMAGE_SUFFIXES:
         picture = path.with_suffix(suffix)
         if picture.is_file() and (found := _picture_size(picture)) != size:
@@ -258,28 +286,38 @@ def _polygon_frame(path: Path) -> _Frame:
             )
     if not entries:
         raise BenchmarkError(f"{path} annotates nothing; remove it or finish it.")
-    return _Frame(path, size, tuple(_polygon(path, number, entry) for number, entry in enumerate(entries)))
+    return _Frame(path, size, tuple(_polygon(path, number, entry, size) for number, entry in enumerate(entries)))
 
 
-def _polygon(path: Path, number: int, entry: dict[str, Any]) -> _Object:
-    try:
-        category = entry["category"]
-        ring = np.asarray(entry["segmentation"], np.float64)
-        box = np.asarray(entry["bbox"], np.float64).reshape(-1)
-    except (KeyError, TypeError, ValueError) as error:
+def _polygon(path: Path, number: int, entry: Any, size: Size) -> _Object:
+    if not isinstance(entry, dict) or not {"category", "segmentation", "bbox"} <= entry.keys():
         raise BenchmarkError(
-            f"{path}: object {number} needs category, segmentation (one flat ring of [x, y]) and bbox ({error!r})."
-        ) from error
-    if not isinstance(category, str) or not category:
-        raise BenchmarkError(f"{path}: object {number} has no category.")
-    if ring.ndim != 2 or ring.shape[1] != 2 or len(ring) == 0 or not np.isfinite(ring).all():
-        raise BenchmarkError(
-            f"{path}: the segmentation of object {number} ({category}) must be one flat ring of [x, y] points, "
-            f"not numbers of shape {ring.shape}."
+            f"{path}: object {number} needs category, segmentation (one flat ring of [x, y]) and bbox."
         )
-    if box.shape != (4,) or not np.isfinite(box).all():
-        raise BenchmarkError(f"{path}: the bbox of object {number} ({category}) must be [x0, y0, x1, y1].")
-    return _Object(category, ring, box)
+    category, ring, box = entry["category"], entry["segmentation"], entry["bbox"]
+    if not isinstance(category, str) or not category.strip():
+        raise BenchmarkError(f"{path}: object {number} has no category.")
+    what = f"object {number} ({shown(category)})"
+    if not (
+        isinstance(ring, list)
+        and ring
+        and all(isinstance(point, list) and len(point) == 2 and all(is_number(v) for v in point) for point in ring)
+    ):
+        raise BenchmarkError(
+            f"{path}: the segmentation of {what} must be one flat ring of [x, y] points, not {shown(ring)}."
+        )
+    if isinstance(box, list) and len(box) == 2 and all(isinstance(corner, list) for corner in box):
+        box = [*box[0], *box[1]]
+    if not (isinstance(box, list) and len(box) == 4 and all(is_number(value) for value in box)):
+        raise BenchmarkError(f"{path}: the bbox of {what} must be [x0, y0, x1, y1], not {shown(box)}.")
+    points, corners = np.array(ring, np.float64), np.array(box, np.float64)
+    for name, values in (("segmentation", points), ("bbox", corners)):
+        if np.abs(values).max() > _FAR_OUTSIDE * max(size):
+            raise BenchmarkError(
+                f"{path}: the {name} of {what} goes to {np.abs(values).max():.3g}, far outside of its picture of "
+                f"{size[1]}x{size[0]} pixels (width x height); correct it."
+            )
+    return _Object(category, points, corners)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from PIL import Image
 
 from maskfield_ns.data import layouts
 from maskfield_ns.errors import BenchmarkError
+from maskfield_ns.evaluation.protocols.labels import positions_of
 from maskfield_ns.evaluation.protocols.masks import FOREGROUND_ABOVE, SILHOUETTE_ABOVE
 from maskfield_ns.files import atomic_path, explained
 
@@ -46,7 +47,9 @@ class ViewPrediction:
         return next(iter(sizes), None)
 
 
-def read_prediction(directory: Path, view: str, kind: Kind, phrases: Sequence[str]) -> ViewPrediction | None:
+def read_prediction(
+    directory: Path, view: str, kind: Kind, phrases: Sequence[str], ids: Sequence[int] = ()
+) -> ViewPrediction | None:
     """The prediction for a view; None when there is none at all. Phrases without a map are left out.
 
     Args:
@@ -54,6 +57,7 @@ def read_prediction(directory: Path, view: str, kind: Kind, phrases: Sequence[st
         view: name of the labelled view.
         kind: what the protocol takes.
         phrases: asked in this view, or the classes of the scene in the order of the label set.
+        ids: per class the id that class maps have for it; empty: its position in ``phrases``.
 
     Raises:
         BenchmarkError: no such folder, or files that cannot be read or do not fit.
@@ -65,7 +69,7 @@ def read_prediction(directory: Path, view: str, kind: Kind, phrases: Sequence[st
         if packed.is_file():
             prediction = _from_npz(packed, kind, phrases)
         elif kind == "classes":
-            prediction = _class_map(directory, view, len(phrases))
+            prediction = _class_map(directory, view, len(phrases), ids)
         else:
             prediction = _from_folder(directory, view, kind, phrases)
         if prediction is not None:
@@ -150,15 +154,15 @@ def _from_folder(directory: Path, view: str, kind: Kind, phrases: Sequence[str])
     return ViewPrediction(masks=maps) if kind in _MASKS else ViewPrediction(relevancy=maps)
 
 
-def _class_map(directory: Path, view: str, count: int) -> ViewPrediction | None:
+def _class_map(directory: Path, view: str, count: int, ids: Sequence[int]) -> ViewPrediction | None:
     picture, array = directory / f"{view}.png", directory / f"{view}.npy"
     if picture.is_file():
-        return ViewPrediction(classes=_as_classes(picture, _load_picture(picture), count))
+        return ViewPrediction(classes=_as_classes(picture, _load_picture(picture), count, ids))
     if not array.is_file():
         return None
     values = _load_npy(array)
     if values.ndim == 2:
-        return ViewPrediction(classes=_as_classes(array, values, count))
+        return ViewPrediction(classes=_as_classes(array, values, count, ids))
     if values.ndim != 3 or len(values) != count:
         raise BenchmarkError(f"{array} must be class ids [H, W] or scores [{count}, H, W], not {list(values.shape)}.")
     return ViewPrediction(scores=_floats(array, values, 3))
@@ -217,9 +221,11 @@ def _as_mask(path: Path, values: np.ndarray, kind: Kind) -> np.ndarray:
     return values > (_MASKS[kind] if values.size and values.max() > 1 else 0)
 
 
-def _as_classes(path: Path, values: np.ndarray, count: int) -> np.ndarray:
+def _as_classes(path: Path, values: np.ndarray, count: int, ids: Sequence[int] = ()) -> np.ndarray:
     if values.ndim != 2 or values.dtype.kind not in "iu":
         raise BenchmarkError(f"{path}: a class map is [H, W] of integers, not {values.dtype}{values.shape}.")
+    if ids:
+        return positions_of(path, values, ids)
     if values.size and (values.min() < 0 or values.max() >= count):
         raise BenchmarkError(
             f"{path} has the class ids {values.min()} to {values.max()}, but the classes are 0 to {count - 1}."

@@ -224,7 +224,8 @@ def score_folder(
     scorer = protocol.make_scorer(rule, label_set.phrases, on_case)
     found = 0
     for view in label_set.views:
-        prediction = read_prediction(predictions, view, protocol.kind, label_set.phrases_of(view))
+        phrases = label_set.phrases_of(view)
+        prediction = read_prediction(predictions, view, protocol.kind, phrases, label_set.class_ids)
         found += prediction is not None
         if prediction is None and protocol.kind == "classes":
             raise BenchmarkError(

@@ -1,0 +1,58 @@
+"""Smaller copies of a capture's images, made where none are: nerfstudio would ask at a prompt."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from PIL import Image
+
+from maskfield_ns.data.transforms import Declared
+from maskfield_ns.errors import CaptureError
+
+_JPEG_QUALITY = 95
+
+
+def make_copies(declared: Declared, factor: int) -> list[str]:
+    """Makes copies smaller by a whole number where they are missing, masks included; says what was done.
+
+    Raises:
+        CaptureError: an image cannot be read or a copy cannot be written.
+    """
+    if factor == 1:
+        return []
+    from nerfstudio.utils.rich_utils import CONSOLE
+
+    from maskfield_ns.data.capture import copy_path
+
+    names = [frame.name for frame in declared.frames]
+    masks = [frame.mask for frame in declared.frames if frame.mask is not None]
+    missing = [name for name in (*names, *masks) if not copy_path(declared.folder, name, factor).is_file()]
+    if not missing:
+        return []
+    place = copy_path(declared.folder, missing[0], factor).parent
+    CONSOLE.print(f"Making {len(missing)} images smaller by {factor} in {place} (--downscale-factor 1: full size) ...")
+    for name in missing:
+        _shrink(declared.folder / name, copy_path(declared.folder, name, factor), factor, name in set(masks))
+    return []
+
+
+def _shrink(path: Path, target: Path, factor: int, mask: bool) -> None:
+    temporary = target.with_name(f".{target.stem}.tmp{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as image:
+            size = image.width // factor, image.height // factor
+            if min(size) < 1:
+                raise CaptureError(f"{path} is too small to be made smaller by {factor}.")
+            how = Image.Resampling.NEAREST if mask else Image.Resampling.LANCZOS
+            options = {"quality": _JPEG_QUALITY} if image.format == "JPEG" else {}
+            image.resize(size, how).save(temporary, format=image.format, **options)
+        temporary.replace(target)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise CaptureError(
+            f"Cannot make {target}, the copy of {path} smaller by {factor} ({error}). Replace the image if it is "
+            "damaged, make the folder writable, or set --downscale-factor 1."
+        ) from error
