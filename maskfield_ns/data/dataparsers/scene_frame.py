@@ -65,7 +65,7 @@ def scene_frame(
     full[:, :3, 3] -= middle
     oriented, turned = camera_utils.auto_orient_and_center_poses(
         torch.from_numpy(full.astype(np.float32)),
-        method=orientation or config.orientation_method,
+        method=orientation or config.orientation_method,  # pyright: ignore[reportArgumentType]
         center_method=config.center_method,
     )
     if not bool(torch.isfinite(oriented).all()):

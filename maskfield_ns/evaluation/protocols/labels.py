@@ -267,12 +267,13 @@ def _polygon_frame(path: Path) -> _Frame:
             f'{path} is not an annotation of LERF-OVS: it needs "info" with name, height and width, and a list of '
             '"objects".'
         )
-    name, sides = info.get("name"), (info.get("height"), info.get("width"))
+    name: object = info.get("name")
+    sides: list[Any] = [info.get("height"), info.get("width")]
     if not isinstance(name, str) or not all(is_number(side) and side == int(side) for side in sides):
         raise BenchmarkError(
             f'{path}: "info" needs the name of the image, and height and width as whole numbers, not {shown(info)}.'
         )
-    size = int(sides[0]), int(sides[1])  # pyright: ignore[reportArgumentType]
+    size = int(sides[0]), int(sides[1])
     if PurePosixPath(name.replace("\\", "/")).stem != path.stem:
         raise BenchmarkError(f"{path} says that it belongs to {shown(name)}; the file must have the name of its image.")
     if min(size) < 2 or max(size) > MAX_LABEL_SIDE or size[0] * size[1] > MAX_LABEL_PIXELS:
