@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal, Union
 
-import tyro
+from maskfield_ns import quiet  # isort: skip
 
-from maskfield_ns.errors import MaskfieldError
+quiet.install()  # what is imported from here on takes a second, in which Ctrl-C is quiet already
+
+import tyro  # noqa: E402
+
+from maskfield_ns.errors import MaskfieldError  # noqa: E402
 
 
 @dataclass
@@ -290,18 +295,36 @@ Command = Union[  # noqa: UP007 (subcommands are annotated members)
 
 def entrypoint() -> None:
     """Console script: errors a user can act on end in one line and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):  # a file name need not be UTF-8, nor a terminal
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments, rest = split_arguments(sys.argv[1:])
-    command = tyro.cli(Command, args=arguments, description=__doc__, config=(tyro.conf.OmitSubcommandPrefixes,))
-    if isinstance(command, Extract):
-        command = replace(command, dataparser_options=tuple(rest))
     try:
+        command = tyro.cli(Command, args=arguments, description=__doc__, config=(tyro.conf.OmitSubcommandPrefixes,))
+        if isinstance(command, Extract):
+            command = replace(command, dataparser_options=tuple(rest))
+        _check_texts(command)
         command.run()
+        sys.stdout.flush()
     except MaskfieldError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        quiet.ends_quietly(error)
+        sys.exit(quiet.INTERRUPTED if isinstance(error, KeyboardInterrupt) else quiet.NO_READER)
+
+
+def _check_texts(command: object) -> None:
+    """Phrases and names must be text: bytes of an argument that are no UTF-8 arrive as halves of surrogate pairs.
+
+    Raises:
+        MaskfieldError: one is not.
+    """
+    for field in fields(command):  # type: ignore[arg-type]
+        value = getattr(command, field.name)
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+                raise MaskfieldError(f"--{field.name.replace('_', '-')} is not UTF-8 text: {ascii(text)[:80]}")
 
 
 def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:

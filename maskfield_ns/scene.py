@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from maskfield_ns.selection.selection import Selection
     from maskfield_ns.selection.selector import Level, Selector
 
+_MAX_SIDE = 1 << 14
+"""Pixels of a rendered view's side."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -348,6 +351,9 @@ class Scene:
         Args:
             split: views used for training, or held out.
             scale: of the resolution, e.g. 0.5 for half.
+
+        Raises:
+            ValueError: a scale at which pictures have no pixel, or more than anybody can hold.
         """
         datamanager = self.pipeline.datamanager
         dataset = datamanager.train_dataset if split == "train" else datamanager.eval_dataset
@@ -356,6 +362,9 @@ class Scene:
         for index, name in enumerate(names):
             camera = dataset.cameras[index : index + 1].to(self.model.device)
             if scale != 1.0:
+                sides = [float(side) * scale for side in (camera.width, camera.height)]
+                if not min(sides) >= 1 or not max(sides) <= _MAX_SIDE:
+                    raise ValueError(f"at a scale of {scale} pictures are {sides[0]:.3g} x {sides[1]:.3g} pixels")
                 camera.rescale_output_resolution(scale)
             named.append(NamedCamera(name, camera))
         return named

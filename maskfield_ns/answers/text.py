@@ -14,6 +14,9 @@ from maskfield_ns.errors import CheckpointError
 from maskfield_ns.foundation.base import EmbedderConfig
 from maskfield_ns.foundation.protocols import RegionEmbedder
 
+MAX_CHARACTERS = 2000
+"""Of a phrase; text models see 16 to 77 tokens, none of them longer than 25 characters."""
+
 
 class TextEncoder:
     """Phrases to unit vectors with the text model a run was trained with; any thread may ask.
@@ -38,7 +41,9 @@ class TextEncoder:
             missing = [p for p in dict.fromkeys(phrases) if p not in self._known]
             embedder = self._loaded() if missing or not phrases else None
             if missing and embedder is not None:
-                self._known.update(zip(missing, embedder.embed_texts(missing), strict=True))
+                # Tokenizers take time that grows with the square of a word's length; the models see its beginning.
+                short = [p if len(p) <= MAX_CHARACTERS else " ".join(p.split())[:MAX_CHARACTERS] for p in missing]
+                self._known.update(zip(missing, embedder.embed_texts(short), strict=True))
             if embedder is not None and not phrases:
                 return torch.zeros(0, embedder.dim)
             return torch.from_numpy(np.stack([self._known[p] for p in phrases]))

@@ -13,6 +13,9 @@ from maskfield_ns.files import slug, write_json
 from maskfield_ns.pictures.sheets import class_picture, contact_sheet, heat_map, overlay, save_png
 from maskfield_ns.scene import Answer, RenderedView, Scene
 
+MAX_SCALE = 8
+"""Times the size of the capture's pictures: beyond it there is nothing more to see, and memory ends."""
+
 
 def query(
     load_config: Path,
@@ -41,8 +44,8 @@ def query(
     """
     if not phrases or not all(p.strip() for p in phrases):
         raise MaskfieldError('give at least one phrase, e.g. --text "red mug", and no empty one')
-    if scale <= 0 or max_views < 0:
-        raise MaskfieldError("--scale must be above 0, and --max-views 0 (all) or more")
+    if not 0 < scale <= MAX_SCALE or max_views < 0:
+        raise MaskfieldError(f"--scale must be above 0 and at most {MAX_SCALE}, and --max-views 0 (all) or more")
     wrong = [name for name in exports if Path(name).suffix not in (".json", ".ply") or Path(name).name != name]
     if wrong:
         raise MaskfieldError(f"--export takes names of .json and .ply files in the output folder, not {wrong[0]}")

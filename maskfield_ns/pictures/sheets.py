@@ -17,6 +17,8 @@ Picture = UInt8[np.ndarray, "H W 3"]
 
 
 _BACKGROUND, _INK, _MARGIN = (255, 255, 255), (20, 20, 20), 8
+_MAX_CAPTION = 1000
+"""Characters of a caption that are looked at."""
 
 
 def label_picture(
@@ -281,9 +283,11 @@ def _line_height(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """One line of text, shortened with an ellipsis until it fits."""
-    text = " ".join(text.split())
+    text = " ".join(text[:_MAX_CAPTION].split())
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    low, high = 0, min(len(text), width)  # no character is narrower than a pixel, except some that show nothing
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if font.getlength(text[:middle] + "…") <= width else (low, middle - 1)
+    return text[:low].rstrip() + "…"

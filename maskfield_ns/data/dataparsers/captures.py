@@ -131,7 +131,7 @@ class CaptureDataParser(DataParser):
         model = CAMERA_MODEL_TO_TYPE[capture.declared.camera_model]
         radius = capture.declared.fisheye_crop_radius
         fisheye = model in (CameraType.FISHEYE, CameraType.FISHEYE624) and radius is not None
-        distortion = [capture.frames[i].distortion for i in chosen]
+        distortion = np.array([frame.distortion for frame in capture.frames], np.float32)[chosen]
         return Cameras(
             camera_to_worlds=poses[torch.from_numpy(chosen)],
             fx=fx,
@@ -140,7 +140,7 @@ class CaptureDataParser(DataParser):
             cy=cy,
             width=width.to(torch.int32),
             height=height.to(torch.int32),
-            distortion_params=torch.tensor(distortion, dtype=torch.float32).reshape(len(chosen), -1),
+            distortion_params=torch.from_numpy(distortion),
             camera_type=model,
             metadata={"fisheye_crop_radius": radius} if fisheye else {},
         )
