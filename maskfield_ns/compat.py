@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from maskfield_ns.errors import CaptureError, MaskfieldError
 from maskfield_ns.old_addresses import answer_old_names
@@ -45,6 +45,7 @@ def apply() -> None:
     install_error_hook()
     keep_viewer_local()
     quiet_known_warnings()
+    skip_source_lookups()
 
 
 def quiet_known_warnings() -> None:
@@ -58,6 +59,57 @@ def quiet_known_warnings() -> None:
     warnings.filterwarnings(
         "ignore", message="Using a non-tuple sequence for multidimensional indexing", category=UserWarning
     )
+
+
+# --- the cost of imports ----------------------------------------------------------------------------------------------
+
+
+def skip_source_lookups() -> None:
+    """Let nerfstudio list its external methods without reading the source file of every caller (no issue known).
+
+    Each of 26 placeholders asks ``inspect.stack()`` which function is building it. That reads and searches the source
+    of all frames, 1.5 CPU-seconds for every ns-* command, of which only the functions' names are used. The module gets
+    a stand-in whose ``stack`` gives just these.
+    """
+    from nerfstudio.configs import external_methods
+
+    if not isinstance(external_methods.inspect, _FunctionNames):
+        external_methods.inspect = _FunctionNames()  # type: ignore[assignment]
+
+
+class _FunctionNames:
+    """Stands in for the module ``inspect`` where only names of functions are looked at."""
+
+    class Caller(NamedTuple):
+        """One entry of the call stack."""
+
+        function: str
+
+    @classmethod
+    def stack(cls) -> list[Caller]:
+        """Callers of this function, the innermost first, as ``inspect.stack()`` orders them."""
+        callers, frame = [], sys._getframe(1)
+        while frame is not None:
+            callers.append(cls.Caller(frame.f_code.co_name))
+            frame = frame.f_back
+        return callers
+
+
+@contextmanager
+def without_wandb() -> Iterator[None]:
+    """Import timm or OpenCLIP without Weights & Biases, which timm looks for and nobody here uses (no issue known).
+
+    wandb is a dependency of nerfstudio, so it is always found, and importing it takes 1 to 4 seconds. Inside this
+    context an import of it fails, which timm is prepared for; a wandb that is in use already stays.
+    """
+    if "wandb" in sys.modules:
+        yield
+        return
+    sys.modules["wandb"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.modules.pop("wandb", None)
 
 
 # --- devices and defaults ---------------------------------------------------------------------------------------------

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import socket
 import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -46,6 +49,61 @@ def test_numpy_scalars_of_nerfstudio_schedulers_can_be_loaded(tmp_path: Path) ->
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(previous)
     assert loaded["_last_lr"] == pytest.approx(saved["_last_lr"])
+
+
+def test_numpy_scalars_load_by_the_name_of_either_numpy(tmp_path: Path) -> None:
+    """numpy 2 moved the constructor; a checkpoint names it as the numpy that wrote it did."""
+    compat.allow_numpy_scalars_in_checkpoints()
+    path = tmp_path / "step.ckpt"
+    torch.save({"rate": np.float64(0.25)}, path)
+    names = {b"numpy._core.multiarray", b"numpy.core.multiarray"}
+    for name in names:
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "other.ckpt", "w") as new:
+            for entry in old.namelist():
+                content = old.read(entry)
+                for other in names - {name}:
+                    content = content.replace(b"c" + other + b"\n", b"c" + name + b"\n")
+                new.writestr(entry, content)
+        assert torch.load(tmp_path / "other.ckpt", weights_only=True)["rate"] == 0.25
+
+
+# --- the cost of imports ----------------------------------------------------------------------------------------------
+
+
+def test_placeholders_of_external_methods_are_built_without_reading_sources() -> None:
+    from nerfstudio.configs import external_methods
+
+    compat.skip_source_lookups()
+    with mock.patch("inspect.stack", side_effect=AssertionError("sources are read")):
+        configs, _ = external_methods.get_external_methods()
+    assert len(configs) > 20
+
+
+def test_naming_an_external_method_still_says_how_to_install_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """nerfstudio tells by the caller's name whether a user has asked for the method."""
+    from nerfstudio.configs import external_methods
+
+    compat.skip_source_lookups()
+    method = external_methods.ExternalMethod("how to install it", [("some-method", "")], pip_package=None)
+    with pytest.raises(SystemExit):
+        external_methods.ExternalMethodDummyTrainerConfig(method_name="some-method", method=method)
+    assert "how to install it" in capsys.readouterr().out
+
+
+def test_functions_are_named_as_inspect_does() -> None:
+    ours = [caller.function for caller in compat._FunctionNames.stack()]
+    assert ours == [caller.function for caller in inspect.stack()]
+
+
+def test_timm_is_imported_without_wandb() -> None:
+    code = (
+        "import sys\n"
+        "import maskfield_ns.foundation.clip\n"
+        "assert 'timm' in sys.modules and 'wandb' not in sys.modules, sorted(m for m in sys.modules if 'wandb' in m)\n"
+        "import importlib.util\n"
+        "assert importlib.util.find_spec('wandb'), 'wandb is there, as nerfstudio wants it'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 # --- LPIPS ------------------------------------------------------------------------------------------------------------

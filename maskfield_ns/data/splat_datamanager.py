@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -58,6 +58,9 @@ class MaskfieldSplatDataManager(CaptureSource, MaskSource, FullImageDatamanager[
         # The order of views follows ns-train's --machine.seed, which it has handed to torch by now.
         self._seed = torch.initial_seed() % (1 << 32)
         self._undistortions: list[Undistortion | None] = []
+        if test_mode != "val" and hasattr(config.dataparser, "load_3D_points"):
+            # Gaussians of an opened run come from its checkpoint: the points that they began as are not read.
+            config.dataparser = replace(config.dataparser, load_3D_points=False)
         super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
         self.publish_metadata()
         self.train_dataset.metadata["eval_undistortions"] = self._eval_undistortions

@@ -9,20 +9,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 from jaxtyping import Bool, Float32, UInt8
-from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskfield_ns import compat
 from maskfield_ns.errors import WeightsError
 from maskfield_ns.foundation.base import describe
 from maskfield_ns.foundation.config import OpenClipConfig, TinyClipConfig
 from maskfield_ns.foundation.crops import masked_crops
 from maskfield_ns.foundation.dense import dense_features, dense_input, pool_features, supports_dense
 from maskfield_ns.foundation.weights import as_local_file
+
+with compat.without_wandb():
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
 Tokenizer = Callable[[list[str]], Tensor]
 TEXT_CACHE_SIZE = 4096

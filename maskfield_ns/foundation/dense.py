@@ -6,10 +6,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from maskfield_ns import compat
+
+with compat.without_wandb():
+    from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.transformer import VisionTransformer
 
 POOL_SIDE = 128
 """Masks and features are brought to this longer side, in pixels, before pooling."""

@@ -102,6 +102,7 @@ class QueryableModel:
             metadata.get("embedding_dim") or 1,
             by_level=not reference,
             parametrisation="index_mlp" if reference else "table",
+            spread=metadata.get("mask_views") is not None,
         )
         self._metadata = metadata
         self._stage: MaskStage | None = None

@@ -34,6 +34,8 @@ _KEPT_BYTES = 1 << 30
 """Memory for views prepared once and used in every later step; views beyond it are prepared each time."""
 _REFILL_EVERY = 50
 """Mask steps between looks at what unseen Gaussians should copy from their neighbours."""
+_PLACEHOLDERS = 4
+"""Gaussians of a model whose checkpoint has not been read yet; each needs three neighbors."""
 _SEEN = 0.5
 """Gaussians whose blending weights over all mask grids sum to less than this (in pixels) count as unseen."""
 
@@ -63,6 +65,9 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
 
     def populate_modules(self) -> None:
         """Splatfacto's modules, mask features per Gaussian (``gauss_params["mask_features"]``) and the query head."""
+        if (self.kwargs.get("metadata") or {}).get("mask_views") is None:
+            # Opened, not trained: the checkpoint brings the Gaussians, whose neighbors nobody has to look for now.
+            self.seed_points = (torch.rand(_PLACEHOLDERS, 3), torch.zeros(_PLACEHOLDERS, 3))
         with compat.lazy_lpips(), compat.tolerant_cuda_calls():
             super().populate_modules()
         self.populate_queries(self.config.feature_dim)

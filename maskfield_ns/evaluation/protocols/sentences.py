@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+from maskfield_ns import compat
+
 Templates = Literal["none", "imagenet", "ov-nerf"]
 
 OV_NERF_SENTENCES = (
@@ -22,7 +24,8 @@ def sentences(templates: Templates) -> list[Callable[[str], str]]:
     """Functions from a class name to the texts whose unit embeddings are averaged; none: as it is."""
     if templates == "none":
         return [lambda name: name]
-    from open_clip import OPENAI_IMAGENET_TEMPLATES
+    with compat.without_wandb():
+        from open_clip import OPENAI_IMAGENET_TEMPLATES
 
     extra = OV_NERF_SENTENCES if templates == "ov-nerf" else ()
     return [*OPENAI_IMAGENET_TEMPLATES, *(sentence.format for sentence in extra)]

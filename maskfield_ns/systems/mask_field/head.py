@@ -54,6 +54,8 @@ class QueryHead(nn.Module):
         by_level: one bank per level; otherwise a single bank takes masks of every level.
         parametrisation: "table" learns free vectors; "index_mlp" derives them from the encoded query index through
             two shared MLPs, as MaskField's released code does.
+        spread: start from mask vectors that are far apart (:func:`spread_codes`, seconds of work); False: random
+            ones, where a checkpoint replaces them.
     """
 
     schema_version: Tensor
@@ -68,6 +70,7 @@ class QueryHead(nn.Module):
         embedding_dim: int,
         by_level: bool = True,
         parametrisation: Literal["table", "index_mlp"] = "table",
+        spread: bool = True,
     ) -> None:
         super().__init__()
         self.num_queries, self.feature_dim, self.parametrisation = num_queries, feature_dim, parametrisation
@@ -79,8 +82,9 @@ class QueryHead(nn.Module):
         if parametrisation == "table":
             # Only queries of one bank are ever told apart, so each bank has the whole space for its codes.
             sizes = self.levels.unique(return_counts=True)[1].tolist()
-            spread = {size: spread_codes(size, feature_dim) for size in set(sizes)}
-            codes = torch.cat([spread[size] for size in sizes])
+            steps = 300 if spread else 0
+            of_size = {size: spread_codes(size, feature_dim, steps=steps) for size in set(sizes)}
+            codes = torch.cat([of_size[size] for size in sizes])
             self.mask_table = nn.Parameter(_LOGIT_SCALE * codes)
             self.bias = nn.Parameter(torch.full((num_queries,), _LOGIT_OFFSET))
             self.semantic_table = nn.Parameter(F.normalize(torch.randn(num_queries, embedding_dim), dim=-1))
