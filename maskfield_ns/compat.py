@@ -7,6 +7,7 @@ looks at a run; ``configs.py`` calls it once. The rest are plain functions that 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import math
 import os
@@ -20,10 +21,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from maskfield_ns.errors import CaptureError, MaskfieldError
+from maskfield_ns.ns_commands import open_runs_where_they_are
 from maskfield_ns.old_addresses import answer_old_names
+from maskfield_ns.startup import lazy_metrics, skip_source_lookups
 
 if TYPE_CHECKING:
     from nerfstudio.configs.base_config import ViewerConfig
@@ -46,6 +49,7 @@ def apply() -> None:
     keep_viewer_local()
     quiet_known_warnings()
     skip_source_lookups()
+    open_runs_where_they_are()
 
 
 def quiet_known_warnings() -> None:
@@ -59,57 +63,6 @@ def quiet_known_warnings() -> None:
     warnings.filterwarnings(
         "ignore", message="Using a non-tuple sequence for multidimensional indexing", category=UserWarning
     )
-
-
-# --- the cost of imports ----------------------------------------------------------------------------------------------
-
-
-def skip_source_lookups() -> None:
-    """Let nerfstudio list its external methods without reading the source file of every caller (no issue known).
-
-    Each of 26 placeholders asks ``inspect.stack()`` which function is building it. That reads and searches the source
-    of all frames, 1.5 CPU-seconds for every ns-* command, of which only the functions' names are used. The module gets
-    a stand-in whose ``stack`` gives just these.
-    """
-    from nerfstudio.configs import external_methods
-
-    if not isinstance(external_methods.inspect, _FunctionNames):
-        external_methods.inspect = _FunctionNames()  # type: ignore[assignment]
-
-
-class _FunctionNames:
-    """Stands in for the module ``inspect`` where only names of functions are looked at."""
-
-    class Caller(NamedTuple):
-        """One entry of the call stack."""
-
-        function: str
-
-    @classmethod
-    def stack(cls) -> list[Caller]:
-        """Callers of this function, the innermost first, as ``inspect.stack()`` orders them."""
-        callers, frame = [], sys._getframe(1)
-        while frame is not None:
-            callers.append(cls.Caller(frame.f_code.co_name))
-            frame = frame.f_back
-        return callers
-
-
-@contextmanager
-def without_wandb() -> Iterator[None]:
-    """Import timm or OpenCLIP without Weights & Biases, which timm looks for and nobody here uses (no issue known).
-
-    wandb is a dependency of nerfstudio, so it is always found, and importing it takes 1 to 4 seconds. Inside this
-    context an import of it fails, which timm is prepared for; a wandb that is in use already stays.
-    """
-    if "wandb" in sys.modules:
-        yield
-        return
-    sys.modules["wandb"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        sys.modules.pop("wandb", None)
 
 
 # --- devices and defaults ---------------------------------------------------------------------------------------------
@@ -175,30 +128,6 @@ def allow_numpy_scalars_in_checkpoints() -> None:
     names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     types = [np.dtype, type(np.dtype("float64")), type(np.dtype("float32"))]
     torch.serialization.add_safe_globals([*names, *types])
-
-
-def open_newest_good_checkpoint() -> None:
-    """Let ns-eval, ns-viewer, ns-render and ns-export open the newest checkpoint of our runs that is whole.
-
-    nerfstudio 1.1.5 takes the highest number among the names in the folder, whatever these files are, and loads the
-    file without any check (no upstream issue known). Called by our pipelines when they are built: by then
-    nerfstudio's module is loaded, which it is not when this plugin is.
-    """
-    module: Any = sys.modules.get("nerfstudio.utils.eval_utils")
-    original = getattr(module, "eval_load_checkpoint", None)
-    if original is None or getattr(original, "_is_maskfield_patch", False):
-        return
-
-    @functools.wraps(original)
-    def load(config: Any, pipeline: Any) -> tuple[Path, int]:
-        if type(pipeline).__module__.split(".")[0] != "maskfield_ns":
-            return original(config, pipeline)
-        from maskfield_ns.checkpoints import load_into
-
-        return load_into(pipeline, Path(config.load_dir), config.load_step)
-
-    load._is_maskfield_patch = True  # type: ignore[attr-defined]
-    module.eval_load_checkpoint = load
 
 
 # --- one clear message for the user -----------------------------------------------------------------------------------
@@ -334,14 +263,20 @@ def tolerant_cuda_calls() -> Iterator[None]:
 
 
 @contextmanager
+def metrics_when_needed() -> Iterator[None]:
+    """:func:`lazy_lpips`, and no metric is imported before it is used; wrap ``super().populate_modules()`` in it."""
+    with lazy_metrics(), lazy_lpips():
+        yield
+
+
+@contextmanager
 def lazy_lpips() -> Iterator[None]:
     """Keep ``populate_modules`` of nerfstudio's models from downloading AlexNet (nerfstudio#2415).
 
     Wrap ``super().populate_modules()`` in it: ``self.lpips`` becomes a :class:`LazyLPIPS`. The class is imported
     inside nerfstudio's method, so replacing it where it comes from, while the method runs, is the only seam.
     """
-    from torchmetrics.image import lpip
-
+    lpip: Any = importlib.import_module("torchmetrics.image.lpip")
     original = lpip.LearnedPerceptualImagePatchSimilarity
     lpip.LearnedPerceptualImagePatchSimilarity = LazyLPIPS
     try:

@@ -11,7 +11,6 @@ from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from maskfield_ns import compat
 from maskfield_ns.answers.render import Outputs
 from maskfield_ns.evaluation.benchmark import BenchmarkEvaluator
 from maskfield_ns.evaluation.evaluators import AgreementEvaluator, Evaluator, LabelEvaluator
@@ -36,7 +35,6 @@ class MaskfieldPipeline(VanillaPipeline):
 
     def __init__(self, config: MaskfieldPipelineConfig, device: str, test_mode: str = "val", **kwargs: Any) -> None:
         model = config.model
-        compat.open_newest_good_checkpoint()
         # An opened run has everything in its own config and checkpoint; only training looks at the base run.
         path = model.base_run if test_mode == "val" and isinstance(model, QueryableConfig) else None
         self._base = None if path is None else open_base_run(path, model._target.base_config)

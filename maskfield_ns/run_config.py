@@ -19,6 +19,7 @@ import yaml
 
 from maskfield_ns.errors import CheckpointError
 from maskfield_ns.old_addresses import answer_old_names
+from maskfield_ns.startup import import_trainer
 
 if TYPE_CHECKING:
     from nerfstudio.engine.trainer import TrainerConfig
@@ -46,9 +47,10 @@ def read_config(path: Path, trust: bool = False) -> TrainerConfig:
     Raises:
         CheckpointError: it cannot be read, is no config of nerfstudio, or names more than that.
     """
+    answer_old_names()
+    import_trainer()
     from nerfstudio.engine.trainer import TrainerConfig
 
-    answer_old_names()
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise CheckpointError(f"{path} is too large for a config.yml of nerfstudio")
@@ -137,7 +139,7 @@ class _SettingsLoader(yaml.SafeLoader):
         if not all(isinstance(value, (str, int, float)) for value in values):
             raise _ForeignName(suffix)
         if suffix.startswith("pathlib."):
-            if suffix == "pathlib.WindowsPath":
+            if suffix.endswith(".WindowsPath"):
                 return Path(PureWindowsPath(*map(str, values)).as_posix())
             return Path(*map(str, values))
         kind = _named(suffix)

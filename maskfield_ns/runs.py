@@ -1,9 +1,15 @@
-"""Trained runs on disk: finding and opening them."""
+"""Trained runs on disk: finding and opening them.
+
+A run is the folder of its config.yml. Whatever the config says of where it was trained, that folder is the run: its
+own checkpoint is opened, and what a command writes goes there, after the run has been copied or moved as well.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from maskfield_ns import checkpoints
 from maskfield_ns.errors import CheckpointError, MaskfieldError
@@ -11,9 +17,27 @@ from maskfield_ns.files import write_text
 from maskfield_ns.run_config import read_config
 
 if TYPE_CHECKING:
+    from nerfstudio.engine.trainer import TrainerConfig
     from nerfstudio.pipelines.base_pipeline import Pipeline
 
 CONFIG_NAME = "config.yml"
+EDITED_CONFIG = "config_edited.yml"
+"""The run's config with its edits, for nerfstudio's commands."""
+CHECKPOINTS = "nerfstudio_models"
+"""Folder of a run's checkpoints, beside its config.yml."""
+
+
+class OpenedRun(NamedTuple):
+    """A run, ready to render."""
+
+    pipeline: Pipeline
+    """In evaluation mode, on CUDA where there is one."""
+    config_path: Path
+    step: int
+    """Training step of the checkpoint."""
+    config: TrainerConfig
+    """As this machine sees it: folders are where they are now."""
+    checkpoint: Path
 
 
 def find_config(run: Path) -> Path:
@@ -35,55 +59,49 @@ def find_config(run: Path) -> Path:
     return found[0]
 
 
-EDITED_CONFIG = "config_edited.yml"
-"""The run's config with its edits, for nerfstudio's commands."""
-
-
-def write_edited_config(config: Path, edit_file: Path) -> Path:
-    """A run's config whose model shows an edit file; nerfstudio's commands read configs and nothing else.
-
-    Raises:
-        MaskfieldError: it cannot be written.
-    """
-    import yaml
-
-    loaded = read_config(config)
-    loaded.pipeline.model.edit_file = str(edit_file.resolve())  # pyright: ignore[reportAttributeAccessIssue]
-    path = config.resolve().parent / EDITED_CONFIG
-    write_text(path, yaml.dump(loaded))
-    return path
-
-
-def open_run(run: Path, trust: bool = False) -> tuple[Pipeline, Path, int]:
+def open_run(
+    run: Path,
+    *,
+    trust: bool = False,
+    test_mode: Literal["test", "val", "inference"] = "test",
+    rays_per_chunk: int | None = None,
+    update: Callable[[TrainerConfig], TrainerConfig] | None = None,
+) -> OpenedRun:
     """Opens a trained run from its own folder, wherever that is now.
 
     Args:
         run: its config.yml, or a folder that holds exactly one.
         trust: open it even if its config names more than settings, which runs like a program
             (:func:`maskfield_ns.run_config.read_config`).
-
-    Returns:
-        (pipeline in evaluation mode, path of the config, training step of the checkpoint).
+        test_mode: images that are loaded: "test" the held-out ones, "val" those of the validation split, "inference"
+            none.
+        rays_per_chunk: rays per network pass; None as trained. Radiance fields only.
+        update: changes the config before the pipeline is built.
 
     Raises:
         CheckpointError: there is no run, no good checkpoint, or one of another method or version.
         CaptureError: the capture the run was trained on is gone or broken (its cameras are needed).
     """
-    import torch
-    from nerfstudio.configs.method_configs import all_methods
-
     config_path = find_config(run)
-    # nerfstudio looks below the training's working directory; the run may have moved, or we may be elsewhere.
-    folder = config_path.parent.resolve() / "nerfstudio_models"
-    if not checkpoints.newest_first(folder):
-        raise CheckpointError(f"no checkpoint in {folder}: the training was stopped before its first save")
-    config = read_config(config_path, trust)
-    if config.method_name not in all_methods:
-        raise CheckpointError(f"{config_path} is a run of {config.method_name}, which is not installed")
+    folder = config_path.resolve().parent
+    if not checkpoints.newest_first(folder / CHECKPOINTS):
+        raise CheckpointError(
+            f"no checkpoint in {folder / CHECKPOINTS}: the training was stopped before its first save"
+        )
+    config = settle(read_config(config_path, trust), folder)
+    import torch
+
+    from maskfield_ns import compat
+
+    compat.quiet_known_warnings()
+    if rays_per_chunk:
+        config.pipeline.model.eval_num_rays_per_chunk = rays_per_chunk
+    if update is not None:
+        config = update(config)
+    config.load_dir = folder / CHECKPOINTS
     try:
-        config.pipeline.datamanager._target = all_methods[config.method_name].pipeline.datamanager._target
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        pipeline = config.pipeline.setup(device=device, test_mode="test")
+        pipeline: Any = config.pipeline.setup(device=device, test_mode=test_mode)
         pipeline.eval()
     except MaskfieldError:
         raise
@@ -92,5 +110,103 @@ def open_run(run: Path, trust: bool = False) -> tuple[Pipeline, Path, int]:
         raise CheckpointError(f"cannot open {config_path}: {type(error).__name__}: {reason}") from error
     if not hasattr(pipeline.model, "query_head"):
         raise CheckpointError(f"{config_path} is a run of another method: it has no mask field to query")
-    _, step = checkpoints.load_into(pipeline, folder, config.load_step)
-    return pipeline, config_path, step
+    compat.allow_numpy_scalars_in_checkpoints()
+    checkpoint, step = checkpoints.load_into(pipeline, folder / CHECKPOINTS, config.load_step)
+    return OpenedRun(pipeline, config_path, step, config, checkpoint)
+
+
+def is_ours(config_path: Path) -> bool:
+    """Whether a config.yml is of a run of this package's methods; nothing of it is loaded.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    try:
+        return "maskfield_ns." in config_path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise CheckpointError(f"cannot read {config_path}: {error.strerror or error}") from error
+
+
+# --- where things are now -----------------------------------------------------------------------------------------------
+
+
+def settle(config: TrainerConfig, folder: Path) -> TrainerConfig:
+    """Makes a config speak of the folder it lies in now, and find its data from there.
+
+    Data is looked for where the config says it is; then where it lay in relation to the run, as when both were moved
+    together, or when paths are relative and this is another working directory.
+
+    Args:
+        config: as loaded; changed in place.
+        folder: of its config.yml, absolute.
+    """
+    trained = PurePath(str(config.output_dir), str(config.experiment_name), str(config.method_name), config.timestamp)
+    for owner, name in _data_paths(config):
+        setattr(owner, name, _found(Path(getattr(owner, name)), trained, folder))
+    model: Any = config.pipeline.model
+    edits = getattr(model, "edit_file", None)
+    if edits and (folder / PurePath(edits).name).is_file():
+        model.edit_file = str(folder / PurePath(edits).name)
+    config.relative_model_dir = Path(CHECKPOINTS)
+    # nerfstudio puts this together from the folder and the names that the training was started with.
+    object.__setattr__(config, "get_base_dir", lambda: folder)
+    return config
+
+
+def _data_paths(config: Any) -> Iterator[tuple[Any, str]]:
+    """The places in a config that name files of the capture, where they are set."""
+    manager = config.pipeline.datamanager
+    parser = getattr(manager, "dataparser", None)
+    for owner, name in ((config, "data"), (manager, "data"), (manager, "cache_dir"), (parser, "data")):
+        value = getattr(owner, name, None)
+        if value is not None and str(value) not in ("", "."):
+            yield owner, name
+
+
+def _found(path: Path, trained: PurePath, folder: Path) -> Path:
+    """Where data is now; as it was if it is nowhere, so that errors name what the user knows.
+
+    Args:
+        path: as the config has it.
+        trained: the run's folder as the config has it.
+        folder: the run's folder now.
+    """
+    candidates = [path]
+    if path.is_absolute() == trained.is_absolute():
+        beside = Path(os.path.normpath(folder / os.path.relpath(path, trained)))
+        candidates.insert(1 if path.is_absolute() else 0, beside)
+    return next((candidate.resolve() for candidate in candidates if candidate.exists()), path)
+
+
+def write_edited_config(config: Path, edit_file: Path) -> Path:
+    """A run's config whose model shows an edit file; nerfstudio's commands read configs and nothing else.
+
+    One entry of the document is replaced; nothing in it is constructed.
+
+    Raises:
+        CheckpointError: the config is none of ours. MaskfieldError: it cannot be written.
+    """
+    import yaml
+
+    try:
+        document = yaml.compose(config.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        entry = _entry(_entry(_entry(document, "pipeline"), "model"), "edit_file")
+    except (OSError, yaml.YAMLError, KeyError) as error:
+        raise CheckpointError(f"cannot read {config}: it is no config of a maskfield run ({error})") from error
+    entry.tag, entry.value, entry.style = "tag:yaml.org,2002:str", str(edit_file.resolve()), None
+    path = config.resolve().parent / EDITED_CONFIG
+    write_text(path, yaml.serialize(document))
+    return path
+
+
+def _entry(mapping: Any, name: str) -> Any:
+    """The value of a key of a yaml mapping.
+
+    Raises:
+        KeyError: there is none.
+    """
+    pairs = mapping.value if hasattr(mapping, "value") and isinstance(mapping.value, list) else []
+    for key, value in pairs:
+        if getattr(key, "value", None) == name:
+            return value
+    raise KeyError(name)

@@ -118,7 +118,8 @@ class Scene:
             CheckpointError: there is no run, no checkpoint, or one of another method or version.
             CaptureError: the capture the run was trained on is gone or broken (its cameras are needed).
         """
-        return cls(*open_run(Path(run), trust))
+        opened = open_run(Path(run), trust=trust)
+        return cls(opened.pipeline, opened.config_path, opened.step)
 
     # --- questions ----------------------------------------------------------------------------------------------------
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from captures import make_capture
-from runs import small_config
 
 from maskfield_ns import cli
 from maskfield_ns.files import slug
+
+pytest_plugins = ("untrained",)
 
 Ask = Callable[..., str]
 
@@ -40,19 +41,8 @@ def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
 
 
 @pytest.fixture(scope="module")
-def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder with a checkpoint of random weights, without any training."""
-    folder = tmp_path_factory.mktemp("untrained")
-    config = small_config(make_capture(folder / "capture"), folder / "runs", "run", colour_steps=1, mask_steps=1)
-    config.pipeline.datamanager.data = config.data
-    config.save_config()
-    pipeline = config.pipeline.setup(device="cpu", test_mode="test")
-    head = pipeline.model.query_head
-    head.resize_embeddings({"semantic_table": torch.zeros(head.num_queries, 128)})
-    path = config.get_checkpoint_dir() / "step-000000001.ckpt"
-    path.parent.mkdir()
-    torch.save({"step": 1, "pipeline": pipeline.state_dict()}, path)
-    return config.get_base_dir()
+def untrained(untrained_run: Path) -> Path:
+    return untrained_run
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import socket
 import subprocess
@@ -13,7 +12,6 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -67,45 +65,6 @@ def test_numpy_scalars_load_by_the_name_of_either_numpy(tmp_path: Path) -> None:
         assert torch.load(tmp_path / "other.ckpt", weights_only=True)["rate"] == 0.25
 
 
-# --- the cost of imports ----------------------------------------------------------------------------------------------
-
-
-def test_placeholders_of_external_methods_are_built_without_reading_sources() -> None:
-    from nerfstudio.configs import external_methods
-
-    compat.skip_source_lookups()
-    with mock.patch("inspect.stack", side_effect=AssertionError("sources are read")):
-        configs, _ = external_methods.get_external_methods()
-    assert len(configs) > 20
-
-
-def test_naming_an_external_method_still_says_how_to_install_it(capsys: pytest.CaptureFixture[str]) -> None:
-    """nerfstudio tells by the caller's name whether a user has asked for the method."""
-    from nerfstudio.configs import external_methods
-
-    compat.skip_source_lookups()
-    method = external_methods.ExternalMethod("how to install it", [("some-method", "")], pip_package=None)
-    with pytest.raises(SystemExit):
-        external_methods.ExternalMethodDummyTrainerConfig(method_name="some-method", method=method)
-    assert "how to install it" in capsys.readouterr().out
-
-
-def test_functions_are_named_as_inspect_does() -> None:
-    ours = [caller.function for caller in compat._FunctionNames.stack()]
-    assert ours == [caller.function for caller in inspect.stack()]
-
-
-def test_timm_is_imported_without_wandb() -> None:
-    code = (
-        "import sys\n"
-        "import maskfield_ns.foundation.clip\n"
-        "assert 'timm' in sys.modules and 'wandb' not in sys.modules, sorted(m for m in sys.modules if 'wandb' in m)\n"
-        "import importlib.util\n"
-        "assert importlib.util.find_spec('wandb'), 'wandb is there, as nerfstudio wants it'\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
-
-
 # --- LPIPS ------------------------------------------------------------------------------------------------------------
 
 
@@ -150,7 +109,6 @@ def model(monkeypatch: pytest.MonkeyPatch) -> LpipsModel:
 
 
 def test_nerfacto_still_imports_lpips_where_we_replace_it() -> None:
-    import inspect
 
     source = inspect.getsource(NerfactoModel.populate_modules)
     assert "from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity" in source

@@ -104,7 +104,7 @@ def inserted_points(source: Path, selection: Selection | None) -> np.ndarray:
         return read_gaussians(source)["means"].astype(np.float64)
     if selection is None:
         raise EditError(f"say what to take from {source}: a selection made in that run")
-    pipeline, _, _ = open_run(source)
+    pipeline = open_run(source).pipeline
     dataset = pipeline.datamanager.train_dataset
     assert dataset is not None
     selector = Selector(pipeline.model, dataset.cameras)

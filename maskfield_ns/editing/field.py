@@ -201,7 +201,7 @@ def _moved(points: Float[Tensor, "*batch 3"], transform: Similarity) -> Float[Te
 
 
 def _other_model(config: str) -> Any:
-    model = open_run(Path(config))[0].model
+    model = open_run(Path(config)).pipeline.model
     if hasattr(model, "gauss_params"):
         raise EditError(f"{config} is a scene of Gaussians: things from it cannot be put into a radiance field")
     return model

@@ -15,15 +15,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskfield_ns import compat
 from maskfield_ns.errors import WeightsError
 from maskfield_ns.foundation.base import describe
 from maskfield_ns.foundation.config import OpenClipConfig, TinyClipConfig
 from maskfield_ns.foundation.crops import masked_crops
 from maskfield_ns.foundation.dense import dense_features, dense_input, pool_features, supports_dense
 from maskfield_ns.foundation.weights import as_local_file
+from maskfield_ns.startup import without_wandb
 
-with compat.without_wandb():
+with without_wandb():
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskfield_ns import compat
+from maskfield_ns.startup import without_wandb
 
-with compat.without_wandb():
+with without_wandb():
     from open_clip.modified_resnet import ModifiedResNet
     from open_clip.transformer import VisionTransformer
 

@@ -12,7 +12,7 @@ from maskfield_ns import checkpoints
 from maskfield_ns.errors import CheckpointError
 from maskfield_ns.models.queryable import QueryableConfig
 from maskfield_ns.run_config import read_config
-from maskfield_ns.runs import find_config
+from maskfield_ns.runs import CHECKPOINTS, find_config, settle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,8 +56,8 @@ def open_base_run(path: Path, family: type) -> BaseRun:
     """
     checkpoint = path if path.suffix == ".ckpt" else None
     config_path = find_config(path.parent.parent / "config.yml" if checkpoint else path)
-    config = read_config(config_path)
-    model, folder = config.pipeline.model, config_path.parent / config.relative_model_dir
+    config = settle(read_config(config_path), config_path.resolve().parent)
+    model, folder = config.pipeline.model, config_path.parent / CHECKPOINTS
     if not isinstance(model, family):
         wanted = family.__name__.removesuffix("ModelConfig").lower()
         raise CheckpointError(

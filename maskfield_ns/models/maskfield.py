@@ -54,7 +54,7 @@ class MaskfieldModel(QueryableModel, NerfactoModel):
 
     def populate_modules(self) -> None:
         """Nerfacto's modules, the mask feature field and the query head."""
-        with compat.lazy_lpips():
+        with compat.metrics_when_needed():
             super().populate_modules()
         self.populate_queries(self.config.mask_field.feature_dim)
         self.mask_field = MaskField(self.config.mask_field, self.query_head.channels)

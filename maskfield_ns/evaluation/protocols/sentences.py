@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from maskfield_ns import compat
+from maskfield_ns.startup import without_wandb
 
 Templates = Literal["none", "imagenet", "ov-nerf"]
 
@@ -24,7 +24,7 @@ def sentences(templates: Templates) -> list[Callable[[str], str]]:
     """Functions from a class name to the texts whose unit embeddings are averaged; none: as it is."""
     if templates == "none":
         return [lambda name: name]
-    with compat.without_wandb():
+    with without_wandb():
         from open_clip import OPENAI_IMAGENET_TEMPLATES
 
     extra = OV_NERF_SENTENCES if templates == "ov-nerf" else ()

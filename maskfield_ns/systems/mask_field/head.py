@@ -28,7 +28,7 @@ def spread_codes(count: int, dim: int, seed: int = 0, steps: int = 300) -> Float
     generator = torch.Generator().manual_seed(seed)
     with torch.enable_grad():
         codes = torch.randn(count, dim, generator=generator).requires_grad_()
-        if count > 1:
+        if count > 1 and steps:
             optimiser = torch.optim.Adam([codes], lr=0.05)
             off_diagonal = ~torch.eye(count, dtype=torch.bool)
             for _ in range(steps):
