@@ -18,6 +18,7 @@ from maskfield_ns.evaluation.labels import LabelledCapture
 from maskfield_ns.evaluation.undistorted_labels import ServedLabels
 from maskfield_ns.models.base_run import adopt_config, open_base_run, start_at_mask_stage
 from maskfield_ns.models.queryable import QueryableConfig, QueryableModel
+from maskfield_ns.runs import note_data
 
 
 @dataclass
@@ -49,8 +50,10 @@ class MaskfieldPipeline(VanillaPipeline):
     def get_training_callbacks(self, training_callback_attributes: TrainingCallbackAttributes) -> list:
         """The model's and the datamanager's; with a base run the training begins at the mask stage."""
         trainer = training_callback_attributes.trainer
+        if trainer is not None and (note_data(trainer.config) or self._base is not None):
+            # The run is opened from other folders, and what was taken over from a base run when that is gone.
+            trainer.config.save_config()
         if self._base is not None and trainer is not None:
-            trainer.config.save_config()  # what was taken over from the base run has to be there when it is gone
             start_at_mask_stage(trainer, cast(Any, self.config.datamanager).mask_start)
         return super().get_training_callbacks(training_callback_attributes)
 

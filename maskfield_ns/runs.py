@@ -127,7 +127,7 @@ def is_ours(config_path: Path) -> bool:
         raise CheckpointError(f"cannot read {config_path}: {error.strerror or error}") from error
 
 
-# --- where things are now -----------------------------------------------------------------------------------------------
+# --- where things are now --------------------------------------------------------------------------------------------
 
 
 def settle(config: TrainerConfig, folder: Path) -> TrainerConfig:
@@ -151,6 +151,17 @@ def settle(config: TrainerConfig, folder: Path) -> TrainerConfig:
     # nerfstudio puts this together from the folder and the names that the training was started with.
     object.__setattr__(config, "get_base_dir", lambda: folder)
     return config
+
+
+def note_data(config: Any) -> bool:
+    """Makes a config name the files of its capture by absolute paths; returns whether any was relative."""
+    changed = False
+    for owner, name in _data_paths(config):
+        path = Path(getattr(owner, name))
+        if not path.is_absolute():
+            setattr(owner, name, path.resolve())
+            changed = True
+    return changed
 
 
 def _data_paths(config: Any) -> Iterator[tuple[Any, str]]:

@@ -23,10 +23,9 @@ def skip_source_lookups() -> None:
     of all frames, 1.5 CPU-seconds for every ns-* command, of which only the functions' names are used. The module gets
     a stand-in whose ``stack`` gives just these.
     """
-    from nerfstudio.configs import external_methods
-
+    external_methods: Any = importlib.import_module("nerfstudio.configs.external_methods")
     if not isinstance(external_methods.inspect, _FunctionNames):
-        external_methods.inspect = _FunctionNames()  # type: ignore[assignment]
+        external_methods.inspect = _FunctionNames()
 
 
 class _FunctionNames:
