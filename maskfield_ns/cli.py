@@ -1,11 +1,19 @@
-"""``maskfield``: extract masks, query, edit and export trained runs, run the demo, score benchmarks."""
+"""``maskfield``: extract masks, query, edit and export trained runs, run the demo, score benchmarks.
+
+Each command is a dataclass of options; values that make no sense are refused before anything is loaded. Exit codes:
+0 done, 1 refused or failed (one line says why), 2 options that do not exist, 3 nothing in the scene answers, 130
+interrupted.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
+import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, Union
 
@@ -15,7 +23,27 @@ quiet.install()  # what is imported from here on takes a second, in which Ctrl-C
 
 import tyro  # noqa: E402
 
-from maskfield_ns.errors import MaskfieldError  # noqa: E402
+from maskfield_ns import __version__  # noqa: E402
+from maskfield_ns.commands.bench_options import Bench, Score  # noqa: E402
+from maskfield_ns.commands.edit_options import Edit  # noqa: E402
+from maskfield_ns.commands.options import (  # noqa: E402
+    Level,
+    Printing,
+    Result,
+    check_folder,
+    check_phrases,
+    check_queries,
+    check_run,
+)
+from maskfield_ns.errors import MaskfieldError, NothingFoundError  # noqa: E402
+
+NOTHING_FOUND = 3
+"""Exit code: a question was asked and nothing in the scene answers."""
+MAX_SCALE = 8
+"""Factor of the image size: beyond it there is nothing more to see, and memory ends."""
+SUBCOMMANDS_OF_EDIT = ("tint", "delete", "extract", "move", "duplicate", "insert", "undo", "clear", "list")
+RENAMED = {"--colour": "--color"}
+"""Options of earlier versions; accepted for one version, with a note."""
 
 
 @dataclass
@@ -32,11 +60,11 @@ class Extract:
     """Method that is going to be trained: masks and embeddings come from its 2D models. Default: maskfield-splat where
     torch can use CUDA, else maskfield-splat-lite."""
     cache_dir: Path | None = None
-    """Where the cache goes; default: maskfield_cache inside the capture."""
+    """Folder of the mask cache; default: maskfield_cache inside the capture."""
     proposer: Literal["preset", "sam", "tiny-sam", "regions", "merged"] = "preset"
-    """Another mask proposer than the method's own."""
+    """Mask proposer; preset: the method's own."""
     embedder: Literal["preset", "open-clip", "tiny-clip"] = "preset"
-    """Another embedder than the method's own."""
+    """Embedder of masks and phrases; preset: the method's own."""
     missing_images: Literal["refuse", "skip"] = "refuse"
     """What happens to frames whose image file does not exist: skip leaves them out."""
     dataparser: tyro.conf.Positional[str] = ""
@@ -44,6 +72,11 @@ class Extract:
     scannet-semantic-data or mipnerf360-data; what follows are its options (maskfield extract --data DATA lerf-ovs-data
     --help). Default: the method's own."""
     dataparser_options: tyro.conf.Suppress[tuple[str, ...]] = ()
+
+    def check(self) -> None:
+        """Refuses a capture that is not there."""
+        if not self.data.exists():
+            raise MaskfieldError(f"there is no capture at {self.data}")
 
     def run(self) -> None:
         """Builds the cache."""
@@ -54,126 +87,121 @@ class Extract:
 
 
 @dataclass
-class Query:
-    """Ask a trained run for things by name; writes masks, heat maps, overlays and scores."""
+class Views:
+    """Images that are rendered."""
 
-    load_config: Path
-    """config.yml of the run (or its folder)."""
-    text: tyro.conf.UseAppendAction[tuple[str, ...]]
-    """A phrase; give --text several times for several phrases."""
-    output: Path = Path("maskfield_query")
-    """Folder for pictures and answers.json."""
-    negatives: tuple[str, ...] = ()
-    """What relevancy is measured against; default: object, things, stuff, texture."""
     split: Literal["test", "train"] = "test"
-    """Views to answer in."""
+    """Views to answer in: those held out from training, or those trained on."""
     max_views: int = 8
-    """At most this many views, evenly spread; 0: all."""
+    """Number of views at most, evenly spread; 0: all."""
     scale: float = 1.0
-    """Of the picture size, e.g. 0.5 for half."""
-    export: str = ""
-    """Files to write into the output folder too, with commas between: *.json gets boxes, centroids and volumes of what
-    was found, *.ply its Gaussians (or points), *mesh.ply a triangle mesh. E.g. boxes.json,object.ply"""
-
-    def run(self) -> None:
-        """Answers the phrases."""
-        from maskfield_ns.commands.query import query
-
-        arguments = (self.load_config, self.text, self.output, self.negatives, self.split, self.max_views, self.scale)
-        query(*arguments, [name.strip() for name in self.export.split(",") if name.strip()])
+    """Factor of the image size; 0.5 renders half as wide and high."""
 
 
 @dataclass
-class Edit:
-    """Edit a trained scene without training: an edit is added to those kept beside the run (edits.json)."""
+class Query:
+    """Ask a trained run for objects by name; writes masks, relevancy maps, overlays and scores.
+
+    Exit code 3 when none of the phrases is found.
+    """
 
     load_config: Path
-    """config.yml of the run (or its folder)."""
-    action: Literal["tint", "delete", "extract", "move", "duplicate", "insert"] | None = None
-    """What to do; without it the edits are listed."""
-    text: str | None = None
-    """What to do it to: a phrase."""
-    queries: tuple[int, ...] = ()
-    """Or: queries of the scene (``maskfield export`` lists them in objects.json)."""
-    level: Literal["auto", "subpart", "part", "whole"] = "auto"
-    """Mask level of the phrase."""
-    colour: tuple[float, float, float] | None = None
-    """Of a tint: red, green and blue from 0 to 1."""
-    strength: float = 0.8
-    """Of a tint, 0 to 1."""
-    translation: tuple[float, float, float] | None = None
-    """Of a move, duplicate or insert, in scene units."""
-    at: tuple[float, float, float] | None = None
-    """Instead: where the thing is put down (its lowest point), scene coordinates."""
-    rotation: float = 0.0
-    """Degrees, about the thing's middle."""
-    axis: tuple[float, float, float] = (0.0, 0.0, 1.0)
-    """Axis of the rotation; by default up."""
-    scale: float = 1.0
-    """About the thing's middle."""
-    copy: int | None = None
-    """Only this copy: 0 the original, k the one that edit number k made."""
-    source: Path | None = None
-    """Of an insert: a .ply of Gaussians, or another radiance field's run (with --text or --queries for what of it)."""
-    undo: bool = False
-    """Take the last edit back."""
-    clear: bool = False
-    """Take all edits back."""
-    bake: Path | None = None
-    """Write the edited Gaussians as a .ply."""
-    preview: Path | None = None
-    """Write a picture of the edited scene."""
+    """config.yml of the run, or the folder that holds it."""
+    text: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]
+    """Phrases, e.g. --text "red mug" duck; each is answered on its own."""
+    output: Path = Path("maskfield_query")
+    """Folder for images and answers.json."""
+    export: str = ""
+    """Files about the found objects, written into the output folder, with commas between: NAME.json gets their boxes,
+    centroids and volumes, NAME.ply their Gaussians (or points), NAMEmesh.ply a triangle mesh. E.g.
+    boxes.json,object.ply"""
+    negatives: tuple[str, ...] = ()
+    """Phrases that relevancy is measured against; default: object, things, stuff, texture."""
+    views: Views = field(default_factory=Views)
+    printing: Printing = field(default_factory=Printing)
 
-    def run(self) -> None:
-        """Edits."""
-        from maskfield_ns.commands.edit import Request, edit
+    @property
+    def phrases(self) -> list[str]:
+        """Every phrase once, in order."""
+        return list(dict.fromkeys(phrase for group in self.text for phrase in group))
 
-        how: dict[str, object] = {"copy": self.copy} if self.copy is not None else {}
-        if self.action == "tint":
-            how |= {"colour": self.colour, "strength": self.strength}
-        if self.action in ("move", "duplicate", "insert"):
-            how |= {"translation": self.translation, "at": self.at, "rotation": self.rotation}
-            how |= {"axis": self.axis, "scale": self.scale}
-        if self.action == "insert":
-            how["source"] = self.source
-        chosen = (self.load_config, self.text, self.queries, self.level)
-        edit(Request(*chosen, self.action, how, self.undo, self.clear, self.bake, self.preview))
+    @property
+    def exports(self) -> list[str]:
+        """Names of files."""
+        return [name.strip() for name in self.export.split(",") if name.strip()]
+
+    def check(self) -> None:
+        """Refuses wrong values before anything is loaded."""
+        check_phrases(self.phrases or [""])
+        check_phrases(self.negatives)
+        if not 0 < self.views.scale <= MAX_SCALE or self.views.max_views < 0:
+            raise MaskfieldError(f"--scale must be above 0 and at most {MAX_SCALE}, and --max-views 0 (all) or more")
+        wrong = [name for name in self.exports if Path(name).suffix not in (".json", ".ply") or Path(name).name != name]
+        if wrong:
+            raise MaskfieldError(f"--export takes names of .json and .ply files in the output folder, not {wrong[0]}")
+        check_run(self.load_config)
+        check_folder(self.output)
+
+    def run(self) -> Result:
+        """Answers the phrases."""
+        from maskfield_ns.commands.query import query
+
+        return query(self)
 
 
 @dataclass
 class Export:
-    """Write what a trained run holds: Gaussians with instance numbers, a .ply per thing, boxes."""
+    """Write a trained run's Gaussians with instance numbers, a list of its objects, and a .ply and boxes per phrase.
+
+    Exit code 3 when none of the phrases is found.
+    """
 
     load_config: Path
-    """config.yml of the run (or its folder); config_edited.yml for the edited scene."""
+    """config.yml of the run, or the folder that holds it; config_edited.yml for the edited scene."""
+    text: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """Phrases to write a .ply file for, e.g. --text "red mug" duck."""
+    queries: tuple[int, ...] = ()
+    """Numbers of queries (as in objects.json) to write a .ply file for."""
     output: Path = Path("maskfield_export")
     """Folder for the files."""
-    text: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A phrase to write a .ply for; give --text several times for several."""
-    queries: tuple[int, ...] = ()
-    """Queries of the scene to write a .ply for (numbers as in objects.json)."""
-    level: Literal["auto", "subpart", "part", "whole"] = "auto"
-    """Mask level of the phrases."""
     frame: Literal["scene", "capture"] = "scene"
     """Coordinates of .ply files: nerfstudio's (as ns-export writes), or the capture's own."""
     mesh: bool = False
-    """Also write a triangle mesh of each thing."""
+    """Write a triangle mesh of each object, too."""
+    level: Level = "auto"
+    """Mask level that the phrases are answered at; auto: all levels together."""
+    printing: Printing = field(default_factory=Printing)
 
-    def run(self) -> None:
+    @property
+    def phrases(self) -> list[str]:
+        """Every phrase once, in order."""
+        return list(dict.fromkeys(phrase for group in self.text for phrase in group))
+
+    def check(self) -> None:
+        """Refuses wrong values before anything is loaded."""
+        check_phrases(self.phrases)
+        check_queries(self.queries)
+        check_run(self.load_config)
+        check_folder(self.output)
+
+    def run(self) -> Result:
         """Exports."""
         from maskfield_ns.commands.export import export
 
-        export(self.load_config, self.output, self.text, self.queries, self.level, self.frame, self.mesh)
+        return export(self)
 
 
 @dataclass
 class Demo:
-    """The main job on the capture that ships with the package: cache, train, queries, evaluation."""
+    """Run the main job on the capture that ships with the package: cache, training, queries, evaluation."""
 
     output: Path = Path("demo_output")
-    """Folder for the run, pictures and metrics."""
+    """Folder for the run, images and metrics."""
     method: Literal["maskfield-splat-lite", "maskfield-lite"] = "maskfield-splat-lite"
     """Method to train."""
+
+    def check(self) -> None:
+        """Nothing can be wrong."""
 
     def run(self) -> None:
         """Runs every step as the command a user would type."""
@@ -183,111 +211,32 @@ class Demo:
 
 
 @dataclass
-class Score:
-    """Scores anybody's predictions for a benchmark scene, as ns-eval scores ours (docs/benchmarks.md: file formats)."""
+class Doctor:
+    """Report what this machine has: versions, GPU, compiler, weights, and what would be downloaded or compiled."""
 
-    protocol: tyro.conf.Positional[Literal["3d-ovs", "lerf-ovs", "lerf-mask", "replica", "scannet", "mipnerf360"]]
-    """Benchmark."""
-    predictions: Path
-    """Folder of one scene's predictions: <view>.npz, or <view>/<phrase>.npy or .png, or <view>.png with class ids; for
-    LERF-OVS with --rule opengaussian also <view>_<phrase>.png."""
-    labels: Path
-    """Folder of the scene's labels: label/<scene> (LERF-OVS, Mip-NeRF360), segmentations (3D-OVS), test_mask
-    (LERF-Mask), or the scene itself (Replica, ScanNet)."""
-    rule: str = "default"
-    """Decision rule and averaging; maskfield bench list names them."""
-    class_file: Path | None = None
-    """Another class list than the scene's own (Replica, ScanNet)."""
-    output: Path | None = None
-    """JSON file for all figures; maskfield bench report reads it."""
-    pictures: Path | None = None
-    """PNG file for the worst cases."""
-    images: Path | None = None
-    """Folder of photographs for those, called like the views."""
-    method: str = "predictions"
-    """Whose predictions these are, for the report."""
-    scene: str | None = None
-    """Name of the scene, for the report; default: of the folder."""
+    data: Path | None = None
+    """Capture whose mask cache is reported, too."""
+    printing: Printing = field(default_factory=Printing)
 
-    def run(self) -> None:
-        """Scores and prints."""
-        from maskfield_ns.commands.score import score
+    def check(self) -> None:
+        """Refuses a capture that is not there."""
+        if self.data is not None and not self.data.exists():
+            raise MaskfieldError(f"there is no capture at {self.data}")
 
-        score(
-            self.protocol,
-            self.predictions,
-            self.labels,
-            self.rule,
-            self.class_file,
-            self.output,
-            self.pictures,
-            self.images,
-            self.method,
-            self.scene,
-        )
+    def run(self) -> Result:
+        """Reports."""
+        from maskfield_ns.commands.doctor import doctor
 
-
-@dataclass
-class BenchReport:
-    """Tables of results beside published ones, as Markdown, CSV and LaTeX, with pictures of the worst cases."""
-
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of runs evaluated by ns-eval, or JSON files of ns-eval or maskfield score."""
-    output: Path = Path("bench_report")
-    """Folder for the report."""
-
-    def run(self) -> None:
-        """Writes the report."""
-        from maskfield_ns.commands.bench import report
-
-        if not self.runs:
-            raise MaskfieldError("name at least one run: maskfield bench report RUN")
-        report(self.runs, self.output)
-
-
-@dataclass
-class BenchList:
-    """Names the benchmarks, their decision rules and figures."""
-
-    def run(self) -> None:
-        """Prints them."""
-        from maskfield_ns.commands.bench import listing
-
-        print(listing())
-
-
-@dataclass
-class BenchPublished:
-    """Prints all published figures with their sources, as Markdown."""
-
-    def run(self) -> None:
-        """Prints them."""
-        from maskfield_ns.commands.bench import all_published
-
-        print(all_published())
-
-
-@dataclass
-class Bench:
-    """Benchmarks: reports and what there is."""
-
-    action: Union[  # noqa: UP007 (subcommands are annotated members)
-        Annotated[BenchReport, tyro.conf.subcommand("report")],
-        Annotated[BenchList, tyro.conf.subcommand("list")],
-        Annotated[BenchPublished, tyro.conf.subcommand("published")],
-    ]
-
-    def run(self) -> None:
-        """Runs the action."""
-        self.action.run()
+        return doctor(self)
 
 
 Command = Union[  # noqa: UP007 (subcommands are annotated members)
-    Annotated[Extract, tyro.conf.subcommand("extract")],
     Annotated[Query, tyro.conf.subcommand("query")],
     Annotated[Edit, tyro.conf.subcommand("edit")],
     Annotated[Export, tyro.conf.subcommand("export")],
+    Annotated[Extract, tyro.conf.subcommand("extract")],
     Annotated[Demo, tyro.conf.subcommand("demo")],
+    Annotated[Doctor, tyro.conf.subcommand("doctor")],
     Annotated[Score, tyro.conf.subcommand("score")],
     Annotated[Bench, tyro.conf.subcommand("bench")],
 ]
@@ -298,33 +247,106 @@ def entrypoint() -> None:
     for stream in (sys.stdout, sys.stderr):  # a file name need not be UTF-8, nor a terminal
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    arguments, rest = split_arguments(sys.argv[1:])
+    words = sys.argv[1:]
+    if words == ["--version"]:
+        print(f"maskfield-ns {__version__}")
+        return
+    arguments, rest = split_arguments(todays_names(words))
     try:
-        command = tyro.cli(Command, args=arguments, description=__doc__, config=(tyro.conf.OmitSubcommandPrefixes,))
+        command = tyro.cli(
+            Command,
+            args=arguments,
+            description="Open-vocabulary 3D segmentation for nerfstudio. maskfield --version prints the version; exit "
+            "code 3 means that nothing was found.",
+            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        )
         if isinstance(command, Extract):
             command = replace(command, dataparser_options=tuple(rest))
-        _check_texts(command)
-        command.run()
+        code = execute(command)
         sys.stdout.flush()
+    except NothingFoundError as error:
+        print(f"not found: {error}", file=sys.stderr)
+        code = NOTHING_FOUND
     except MaskfieldError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        code = 1
     except (KeyboardInterrupt, BrokenPipeError) as error:
         quiet.ends_quietly(error)
-        sys.exit(quiet.INTERRUPTED if isinstance(error, KeyboardInterrupt) else quiet.NO_READER)
+        code = quiet.INTERRUPTED if isinstance(error, KeyboardInterrupt) else quiet.NO_READER
+    if code:
+        sys.exit(code)
 
 
-def _check_texts(command: object) -> None:
-    """Phrases and names must be text: bytes of an argument that are no UTF-8 arrive as halves of surrogate pairs.
+def execute(command: Command) -> int:
+    """Checks a command's options, runs it and prints what is wanted of it; returns the exit code.
 
     Raises:
-        MaskfieldError: one is not.
+        MaskfieldError: as the command.
     """
-    for field in fields(command):  # type: ignore[arg-type]
-        value = getattr(command, field.name)
-        for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str) and not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-                raise MaskfieldError(f"--{field.name.replace('_', '-')} is not UTF-8 text: {ascii(text)[:80]}")
+    from maskfield_ns.compat import quiet_known_warnings
+
+    for name, text in _texts(command):
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            # Bytes of an argument that are no UTF-8 arrive as halves of surrogate pairs.
+            raise MaskfieldError(f"--{name.replace('_', '-')} is not UTF-8 text: {ascii(text)[:80]}")
+    command.check()
+    quiet_known_warnings()
+    printing = getattr(command, "printing", Printing())
+    with _silent() if printing.json or printing.quiet else contextlib.nullcontext():
+        result = command.run() or Result()
+    if printing.json:
+        print(json.dumps(result.data, indent=1, ensure_ascii=False))
+    return 0 if result.found else NOTHING_FOUND
+
+
+def _texts(value: object, name: str = "") -> Iterator[tuple[str, str]]:
+    """Every text among the options of a command, with the option's name. File names are no texts."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _texts(item, name)
+    elif is_dataclass(value):
+        for entry in fields(value):
+            yield from _texts(getattr(value, entry.name), entry.name)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Drops what is printed inside, nerfstudio's progress included; errors are not concerned."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def todays_names(words: Sequence[str]) -> list[str]:
+    """A command line as this version has it, made of one as the last version had it; tells what has changed.
+
+    ``maskfield edit --load-config RUN --action tint --colour 1 0 0`` is ``maskfield edit tint --load-config RUN
+    --color 1 0 0``.
+    """
+    result = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in RENAMED:
+            print(f"note: {name} is called {RENAMED[name]} now", file=sys.stderr)
+            name = RENAMED[name]
+        result.append(name + equals + value)
+    if result[:1] != ["edit"] or not result[1:2] or result[1] in (*SUBCOMMANDS_OF_EDIT, "-h", "--help"):
+        return result
+    action, rest, place = "list", [], 1
+    while place < len(result):
+        word = result[place]
+        if word == "--action" and place + 1 < len(result):
+            action, place = result[place + 1], place + 1
+        elif word.startswith("--action="):
+            action = word.partition("=")[2]
+        elif word in ("--undo", "--clear"):
+            action = word[2:]
+        else:
+            rest.append(word)
+        place += 1
+    print(f"note: this is maskfield edit {action} now", file=sys.stderr)
+    return ["edit", action, *rest]
 
 
 def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:

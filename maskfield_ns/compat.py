@@ -55,14 +55,16 @@ def apply() -> None:
 def quiet_known_warnings() -> None:
     """Keeps warnings out of users' terminals that they cannot do anything about.
 
-    nerfstudio 1.1.5 indexes camera tensors with lists, which newer torch warns about at every command (no issue
-    upstream that we know of; the result is the one intended).
+    nerfstudio 1.1.5 indexes camera tensors with lists, scripts and autocasts by names that newer torch calls
+    deprecated, and is warned about at every command (no issues upstream that we know of; the results are those
+    intended).
     """
-    import warnings
-
-    warnings.filterwarnings(
-        "ignore", message="Using a non-tuple sequence for multidimensional indexing", category=UserWarning
-    )
+    for message, category in (
+        ("Using a non-tuple sequence for multidimensional indexing", UserWarning),
+        ("`torch.jit.script` is deprecated", FutureWarning),
+        (r"`torch.cuda.amp.(custom_fwd|custom_bwd|GradScaler|autocast)", FutureWarning),
+    ):
+        warnings.filterwarnings("ignore", message=message, category=category)
 
 
 # --- devices and defaults ---------------------------------------------------------------------------------------------

@@ -29,6 +29,10 @@ class SelectionError(MaskfieldError):
     """Nothing can be selected like this: no such thing, or a selection of another scene."""
 
 
+class NothingFoundError(SelectionError):
+    """Nothing in the scene answers; commands end with exit code 3."""
+
+
 class EditError(MaskfieldError):
     """An edit cannot be made, read or written."""
 

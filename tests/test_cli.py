@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -62,7 +63,9 @@ def test_untrained_run_opens_and_finds_nothing(
     """The other tests damage this run: undamaged it must work."""
     command = ["maskfield", "query", "--load-config", str(run), "--text", "red mug", "--output", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", [*command, "--scale", "0.5", "--max-views", "1"])
-    cli.entrypoint()
+    with pytest.raises(SystemExit) as exit_:
+        cli.entrypoint()
+    assert exit_.value.code == 3
     assert '"red mug": not found' in capsys.readouterr().out
     assert (tmp_path / "out" / "answers.json").is_file()
 
@@ -184,6 +187,173 @@ def test_message_and_exit_code_of_the_real_command(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stderr.startswith("error: no such run: nowhere")
     assert result.stderr.count("\n") == 1
+
+
+# --- refused before anything is loaded --------------------------------------------------------------------------------
+
+EDIT = ("edit", "tint", "--text", "duck", "--color", "1", "0", "0")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("edit", "tint", "--text", "duck", "--color", "2", "0", "0"), "--color"),
+        (("edit", "tint", "--text", "duck", "--color", "nan", "0", "0"), "--color"),
+        (("edit", "tint", "--text", "duck"), "--color RED GREEN BLUE"),
+        (("edit", "tint", "--color", "1", "0", "0"), "--text or --queries"),
+        ((*EDIT, "--queries", "3"), "either --text or --queries"),
+        ((*EDIT, "--strength", "1.5"), "--strength"),
+        ((*EDIT, "--copy", "-1"), "--copy"),
+        ((*EDIT, "--bake", "scene.txt"), "--bake"),
+        ((*EDIT, "--preview", "nowhere/scene.png"), "--preview"),
+        (("edit", "delete", "--queries", "-1"), "--queries"),
+        (("edit", "delete", "--text", " "), "--text"),
+        (("edit", "move", "--text", "duck"), "--translation"),
+        (("edit", "move", "--text", "duck", "--translation", "0", "0", "1", "--at", "0", "0", "1"), "--at"),
+        (("edit", "move", "--text", "duck", "--scale", "0"), "--scale"),
+        (("edit", "duplicate", "--text", "duck", "--rotation", "9", "--axis", "0", "0", "0"), "--axis"),
+        (("edit", "duplicate", "--text", "duck", "--translation", "inf", "0", "0"), "--translation"),
+        (("edit", "insert"), "--source"),
+        (("edit", "insert", "--source", "nowhere.ply"), "nowhere.ply"),
+        (("query", "--text", "duck", "--scale", "nan"), "--scale"),
+        (("query", "--text", "duck", "--export", "../boxes.json"), "--export"),
+        (("export", "--queries", "-2"), "--queries"),
+        (("export", "--text", ""), "phrase"),
+    ],
+)
+def test_wrong_values_are_refused_in_one_line(
+    words: tuple[str, ...], named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run does not exist either, but that is not looked at before."""
+    monkeypatch.setattr(sys, "argv", ["maskfield", *words, "--load-config", "no-such-run"])
+    with pytest.raises(SystemExit) as exit_:
+        cli.entrypoint()
+    err = capsys.readouterr().err
+    assert exit_.value.code == 1
+    assert err.startswith("error: ") and err.count("\n") == 1 and named in err, err
+
+
+def test_wrong_values_are_refused_without_loading_anything(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from maskfield_ns import cli\n"
+        "for words in (['query', '--text', ''], ['edit', 'tint', '--text', 'duck', '--color', '2', '0', '0']):\n"
+        "    sys.argv = ['maskfield', *words, '--load-config', 'run']\n"
+        "    try:\n"
+        "        cli.entrypoint()\n"
+        "    except SystemExit as end:\n"
+        "        assert end.code == 1\n"
+        "assert not {'torch', 'nerfstudio', 'numba'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=300)
+
+
+# --- edits are taken back without the scene ---------------------------------------------------------------------------
+
+
+def test_undo_does_not_open_the_scene(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from maskfield_ns.editing import edits
+    from maskfield_ns.scene import Scene
+
+    (run.parent / "thing.ply").write_bytes(b"ply")
+    edits.EditList().then(edits.insert(run.parent / "thing.ply")).save(run / "edits.json")
+    monkeypatch.setattr(Scene, "load", lambda *_: pytest.fail("the scene is opened"))
+    for words, lines in (("list", 1), ("undo", 0), ("list", 0)):
+        monkeypatch.setattr(sys, "argv", ["maskfield", "edit", words, "--load-config", str(run), "--json"])
+        capsys.readouterr()
+        cli.entrypoint()
+        assert len(json.loads(capsys.readouterr().out)["edits"]) == lines
+    assert json.loads((run / "edits.json").read_text(encoding="utf-8"))["edits"] == []
+    assert "edits.json" in (run / "config_edited.yml").read_text(encoding="utf-8")
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (
+            "edit --load-config R --action tint --text duck --colour 1 0 0",
+            "edit tint --load-config R --text duck --color 1 0 0",
+        ),
+        ("edit --action=move --load-config R --text a", "edit move --load-config R --text a"),
+        ("edit --load-config R --undo", "edit undo --load-config R"),
+        ("edit --load-config R --clear --bake x.ply", "edit clear --load-config R --bake x.ply"),
+        ("edit --load-config R", "edit list --load-config R"),
+        ("edit tint --load-config R", "edit tint --load-config R"),
+        ("query --load-config R --text edit", "query --load-config R --text edit"),
+    ],
+)
+def test_commands_of_the_last_version_are_understood(old: str, new: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.todays_names(old.split()) == new.split()
+    assert bool(capsys.readouterr().err) == (old != new)
+
+
+def test_several_phrases_after_one_option(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["query", "--load-config", str(run), "--text", "red mug", "duck", "--text", "duck", "table"]
+    words += ["--output", str(tmp_path / "out"), "--max-views", "1", "--scale", "0.2", "--json"]
+    monkeypatch.setattr(sys, "argv", ["maskfield", *words])
+    with pytest.raises(SystemExit) as exit_:
+        cli.entrypoint()
+    assert exit_.value.code == 3  # random weights know nothing
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert [answer["phrase"] for answer in report["answers"]] == ["red mug", "duck", "table"]
+    assert printed.err == ""
+
+
+def test_quiet_prints_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["query", "--load-config", str(run), "--text", "duck", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["maskfield", *words, "--max-views", "1", "--scale", "0.2", "--quiet"])
+    with pytest.raises(SystemExit):
+        cli.entrypoint()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from maskfield_ns import __version__
+
+    monkeypatch.setattr(sys, "argv", ["maskfield", "--version"])
+    cli.entrypoint()
+    assert capsys.readouterr().out == f"maskfield-ns {__version__}\n"
+
+
+HELP = ["", "query", "edit", "edit tint", "edit move", "edit insert", "edit undo", "edit list", "export", "extract"]
+HELP += ["demo", "doctor", "score", "bench", "bench report"]
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_is_plain_text(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither remarks for tools nor markup of docstrings, and every option says what it is."""
+    monkeypatch.setattr(sys, "argv", ["maskfield", *command.split(), "--help"])
+    with pytest.raises(SystemExit) as exit_:
+        cli.entrypoint()
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    for mark in ("noqa", "``", ":meth:", ":class:", ":func:", "colour", "Of a ", "About the thing"):
+        assert mark not in text, mark
+
+
+def test_doctor_reports_without_loading_nerfstudio(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "maskfield_ns.cli", "doctor", "--json", "--data", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    report = json.loads(result.stdout)
+    assert report["versions"]["nerfstudio"] == "1.1.5"
+    assert report["weights"]["tiny_clip (in the package)"] == "present"
+    assert report["cache"] == {}
+    assert " nerfstudio" not in result.stderr
 
 
 # --- file names -------------------------------------------------------------------------------------------------------

@@ -41,13 +41,11 @@ def test_export_edit_and_nerfstudios_own_commands(
     assert len(read_gaussians(out / "table.ply")["means"]) == boxes["objects"][0]["count"] < len(scene["means"])
     assert json.loads((out / "objects.json").read_text())["objects"]
 
-    call(monkeypatch, "edit", "--load-config", run, "--action", "tint", "--text", "table", "--colour", 0, 1, 0)
-    call(
-        monkeypatch, "edit", "--load-config", run, "--action", "insert", "--source", out / "table.ply", "--at", 0, 0, 1
-    )
+    call(monkeypatch, "edit", "tint", "--load-config", run, "--text", "table", "--color", 0, 1, 0)
+    call(monkeypatch, "edit", "insert", "--load-config", run, "--source", out / "table.ply", "--at", 0, 0, 1)
     printed = capsys.readouterr().out
     assert "config_edited.yml" in printed and '2: insert "table.ply"' in printed
-    call(monkeypatch, "edit", "--load-config", run, "--undo", "--bake", tmp_path / "baked.ply")
+    call(monkeypatch, "edit", "undo", "--load-config", run, "--bake", tmp_path / "baked.ply")
     baked = read_gaussians(tmp_path / "baked.ply")
     np.testing.assert_array_equal(baked["means"], scene["means"])
     assert not np.array_equal(baked["features_dc"], scene["features_dc"])

@@ -176,11 +176,16 @@ def test_query_command(
     arguments = ["--text", "wooden table", "--text", "rotes Fahrrad 🚲", "--max-views", "2", "--scale", "0.5"]
     command = ["maskfield", "query", "--load-config", str(job.resumed), "--output", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", command + arguments)
+    code = 0
     with job.recorder.record() as opened:
-        cli.entrypoint()
+        try:
+            cli.entrypoint()
+        except SystemExit as end:
+            code = end.code
     assert not [path for path in opened if "/gt/" in path]
     result = json.loads((tmp_path / "out" / "answers.json").read_text(encoding="utf-8"))
     assert [a["phrase"] for a in result["answers"]] == ["wooden table", "rotes Fahrrad 🚲"]
+    assert code == (0 if any(a["found"] for a in result["answers"]) else 3)
     assert len(result["views"]) == 2
     for view in result["views"]:
         for figures in view["phrases"].values():

@@ -21,6 +21,8 @@ from maskfield_ns.foundation.protocols import LEVELS, MaskProposals
 
 FORMAT = "maskfield-cache"
 SCHEMA_VERSION = 1
+CACHE_FOLDER = "maskfield_cache"
+"""Usual folder of the caches of a capture, inside it."""
 MANIFEST = "manifest.json"
 ENTRY_SUFFIX = ".safetensors"
 SLUG_LENGTH = 60

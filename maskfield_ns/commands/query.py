@@ -4,65 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maskfield_ns.commands.options import Result
 from maskfield_ns.errors import MaskfieldError
 from maskfield_ns.files import slug, write_json
 from maskfield_ns.pictures.sheets import class_picture, contact_sheet, heat_map, overlay, save_png
 from maskfield_ns.scene import Answer, RenderedView, Scene
 
-MAX_SCALE = 8
-"""Times the size of the capture's pictures: beyond it there is nothing more to see, and memory ends."""
+if TYPE_CHECKING:
+    from maskfield_ns.cli import Query
 
 
-def query(
-    load_config: Path,
-    phrases: Sequence[str],
-    output: Path,
-    negatives: Sequence[str],
-    split: str,
-    max_views: int,
-    scale: float,
-    exports: Sequence[str] = (),
-) -> None:
-    """Answers phrases in some views and writes pictures and ``answers.json`` into ``output``.
-
-    Args:
-        load_config: the run.
-        phrases: what to ask for.
-        output: folder.
-        negatives: what relevancy is measured against; empty for the run's.
-        split: views to answer in.
-        max_views: at most this many; 0 for all.
-        scale: of the picture size.
-        exports: names of .json and .ply files with what was found in 3D.
+def query(options: Query) -> Result:
+    """Answers phrases in some views and writes images and ``answers.json`` into the output folder.
 
     Raises:
-        MaskfieldError: no phrase, an empty one, no such run, or the output cannot be written.
+        MaskfieldError: the run cannot be opened, or the output cannot be written.
     """
-    if not phrases or not all(p.strip() for p in phrases):
-        raise MaskfieldError('give at least one phrase, e.g. --text "red mug", and no empty one')
-    if not 0 < scale <= MAX_SCALE or max_views < 0:
-        raise MaskfieldError(f"--scale must be above 0 and at most {MAX_SCALE}, and --max-views 0 (all) or more")
-    wrong = [name for name in exports if Path(name).suffix not in (".json", ".ply") or Path(name).name != name]
-    if wrong:
-        raise MaskfieldError(f"--export takes names of .json and .ply files in the output folder, not {wrong[0]}")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MaskfieldError(f"cannot write to {output}: {error.strerror}") from error
-    scene = Scene.load(load_config)
-    answers = scene.query(list(dict.fromkeys(phrases)), negatives or None)
+    output = options.output
+    scene = Scene.load(options.load_config)
+    answers = scene.query(options.phrases, options.negatives or None)
     for answer in answers:
         verdict = "found" if answer.found else "not found"
         print(f'"{answer.phrase}": {verdict} (relevancy {answer.score:.2f})')
-    cameras = scene.cameras("train" if split == "train" else "test", scale)
+    cameras = scene.cameras(options.views.split, options.views.scale)
     if not cameras:
-        raise MaskfieldError(f"the run's capture has no views in the {split} split: try --split train")
-    if max_views and len(cameras) > max_views:
-        cameras = [cameras[i] for i in np.linspace(0, len(cameras) - 1, max_views).round().astype(int)]
+        raise MaskfieldError(f"the run's capture has no views in the {options.views.split} split: try --split train")
+    wanted = options.views.max_views
+    if wanted and len(cameras) > wanted:
+        cameras = [cameras[i] for i in np.linspace(0, len(cameras) - 1, wanted).round().astype(int)]
     taken: set[str] = set()
     names = {a.phrase: slug(a.phrase, taken) for a in answers}
     rows, views = [], []
@@ -76,22 +49,20 @@ def query(
         rows.append(tiles)
         print(f"view {number + 1}/{len(cameras)}: {camera.name}", flush=True)
     contact_sheet(rows, output / "contact_sheet.png")
-    write_json(
-        output / "answers.json",
-        {
-            "run": str(scene.config_path),
-            "step": scene.step,
-            "negatives": list(answers[0].negatives),
-            "found_threshold": scene.model.config.decision.found_threshold,
-            "answers": [
-                {"phrase": a.phrase, "found": a.found, "score": a.score, "file": names[a.phrase]} for a in answers
-            ],
-            "views": views,
-        },
-    )
-    print(f"pictures: {output / 'contact_sheet.png'} and one overlay and mask per phrase and view")
+    report = {
+        "run": str(scene.config_path),
+        "step": scene.step,
+        "negatives": list(answers[0].negatives),
+        "found_threshold": scene.model.config.decision.found_threshold,
+        "answers": [{"phrase": a.phrase, "found": a.found, "score": a.score, "file": names[a.phrase]} for a in answers],
+        "views": views,
+    }
+    write_json(output / "answers.json", report)
+    print(f"images: {output / 'contact_sheet.png'} and one overlay and mask per phrase and view")
     print(f"scores: {output / 'answers.json'}")
-    _export(scene, [answer for answer in answers if answer.found], output, exports)
+    found = [answer for answer in answers if answer.found]
+    _export(scene, found, output, options.exports)
+    return Result({"output": str(output), **report}, bool(found))
 
 
 def _export(scene: Scene, found: Sequence[Answer], output: Path, names: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,57 +15,41 @@ from maskfield_ns.evaluation.protocols.scoring import SceneScore
 from maskfield_ns.evaluation.worst_cases import WorstCases
 from maskfield_ns.files import write_json
 
+if TYPE_CHECKING:
+    from maskfield_ns.commands.bench_options import Score
 
-def score(
-    protocol: str,
-    predictions: Path,
-    labels: Path,
-    rule: str,
-    class_file: Path | None,
-    output: Path | None,
-    pictures: Path | None,
-    images: Path | None,
-    method: str,
-    scene: str | None,
-) -> SceneScore:
+
+def score(options: Score) -> dict[str, Any]:
     """Scores predictions on disk, prints the figures and writes them as JSON if asked to.
 
-    Args:
-        protocol: name of a benchmark.
-        predictions: folder of one scene's predictions.
-        labels: folder of its labels.
-        rule: decision rule and averaging, or "default".
-        class_file: another class list than the scene's.
-        output: JSON file for all figures, readable by ``maskfield bench report``.
-        pictures: PNG of the worst cases.
-        images: photographs for it, found by the name of the view.
-        method: whose predictions these are.
-        scene: name of the scene; None: of the folder.
+    Returns:
+        What the JSON file holds, readable by ``maskfield bench report``.
 
     Raises:
         MaskfieldError: labels or predictions that are missing, broken or do not fit; files that cannot be written.
     """
-    chosen = benchmark(protocol).under(rule)
-    label_set = chosen.open_labels(labels, class_file)
+    chosen = benchmark(options.protocol).under(options.rule)
+    label_set = chosen.open_labels(options.labels, options.class_file)
     worst = WorstCases()
-    result = score_folder(chosen, predictions, label_set, rule, worst if pictures else None)
-    name = scene or _scene_name(labels)
+    result = score_folder(chosen, options.predictions, label_set, options.rule, worst if options.pictures else None)
+    name = options.scene or _scene_name(options.labels)
     result.notes[:0] = unexpected(chosen.name, name, label_set)
     details = result.to_json() | {
         "protocol": chosen.name,
-        "rule": chosen.rule(rule),
+        "rule": chosen.rule(options.rule),
         "scene": name,
         "split": None,
     }
     _show(chosen, result)
-    if pictures is not None:
-        worst.write(pictures, lambda view: _photograph(images, view))
-        details["worst_cases"] = str(pictures.resolve())
-        print(f"worst cases: {pictures}")
-    if output is not None:
-        write_json(output, {"method_name": method, "benchmark": details})
-        print(f"figures: {output}")
-    return result
+    if options.pictures is not None:
+        worst.write(options.pictures, lambda view: _photograph(options.images, view))
+        details["worst_cases"] = str(options.pictures.resolve())
+        print(f"worst cases: {options.pictures}")
+    data = {"method_name": options.method, "benchmark": details}
+    if options.output is not None:
+        write_json(options.output, data)
+        print(f"figures: {options.output}")
+    return data
 
 
 def _show(protocol: Benchmark, result: SceneScore) -> None:

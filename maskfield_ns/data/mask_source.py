@@ -16,6 +16,7 @@ from nerfstudio.data.utils.data_utils import get_image_mask_tensor_from_path
 from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
 
+from maskfield_ns.cache.schema import CACHE_FOLDER
 from maskfield_ns.data.capture import CaptureSummary
 from maskfield_ns.data.mask_views import MaskTargets, MaskViews, grid_size, reduce_masks
 from maskfield_ns.errors import CacheError, CaptureError
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from maskfield_ns.cache.builder import BuildReport
     from maskfield_ns.cache.store import MaskCache
 
-CACHE_FOLDER = "maskfield_cache"
 PROPOSERS: dict[str, type[ProposerConfig]] = {
     "sam": SamConfig,
     "tiny-sam": TinySamConfig,

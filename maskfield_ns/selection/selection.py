@@ -16,7 +16,7 @@ from torch import Tensor
 
 from maskfield_ns.answers import decision
 from maskfield_ns.answers.decision import DecisionRule, evidence
-from maskfield_ns.errors import EditError, SelectionError
+from maskfield_ns.errors import EditError, NothingFoundError, SelectionError
 from maskfield_ns.selection.index_codec import pack_indices, unpack_indices
 from maskfield_ns.systems.mask_field.head import QueryHead
 
@@ -109,7 +109,7 @@ def phrase_membership(
     used = valid.nonzero()[:, 0]
     sure = float(evidence(scores[used], weights[used])) if len(used) else 0.0
     if sure < rule.found_threshold:
-        raise SelectionError(f"nothing there answers this (best relevancy {sure:.2f}): nothing to select")
+        raise NothingFoundError(f"nothing there answers this (best relevancy {sure:.2f}): nothing to select")
     agreeing = min(rule.levels_agreeing, len(levels[used].unique()))
     return Membership(
         tuple(used.tolist()), tuple(scores[used].tolist()), rule.mask_share * float(scores[used].max()), agreeing

@@ -12,7 +12,7 @@ from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
 from maskfield_ns.answers.decision import evidence_weights
-from maskfield_ns.errors import SelectionError
+from maskfield_ns.errors import NothingFoundError, SelectionError
 from maskfield_ns.foundation.protocols import LEVELS
 from maskfield_ns.selection import refine
 from maskfield_ns.selection.carving import carve
@@ -109,7 +109,7 @@ class Selector:
             membership = phrase_membership(scores, head.levels, valid, self.weights(level), rule)
         except SelectionError as error:
             where = "" if level == "auto" else f" at level {level}"
-            raise SelectionError(f'"{name}"{where}: {error}') from error
+            raise type(error)(f'"{name}"{where}: {error}') from error
         return self.belonging(membership, name)
 
     def queries(self, queries: Sequence[int], name: str | None = None) -> Selection:
@@ -243,7 +243,7 @@ class Selector:
         make = self._gaussians if self.gaussian else self._field
         selection = make(membership, name, near)
         if selection.empty:
-            raise SelectionError(f'nothing in 3D belongs to "{name}"')
+            raise NothingFoundError(f'nothing in 3D belongs to "{name}"')
         return selection
 
     def of_level(self, level: str) -> Bool[Tensor, " Q"]:
