@@ -32,6 +32,9 @@ lacking() { # lacking WHAT REMEDY [PACKAGE]: notes something that the installati
 check_machine() { # check_machine FOLDER PYTHON: before anything is installed; prints a line for each thing that is missing
     local folder=$1 python=$2 free needed=$PIP_DISK_GB parent=$1 include
     MISSING=() PACKAGES=()
+    if [ -n "$(find "$folder" -maxdepth 1 -name '.maskfield-*' 2>/dev/null)" ]; then
+        return # installed before
+    fi
     if [ -z "$python" ] && [ -n "${PYTHON:-}" ]; then
         lacking "PYTHON=$PYTHON is not a Python from 3.10 to 3.13" "name another one"
     elif [ -z "$python" ]; then
@@ -41,7 +44,7 @@ check_machine() { # check_machine FOLDER PYTHON: before anything is installed; p
         lacking "$python cannot make environments" "install its venv package, or uv" "$(debian_name "$python")-venv"
     fi
     # On Python 3.13 fpsample has no wheel; on a machine with an NVIDIA GPU gsplat compiles its kernels on first use.
-    if [ -n "$python" ] && { newest "$python" || command -v nvidia-smi >/dev/null; }; then
+    if [ -n "$python" ] && { newest "$python" || { [ -z "${CPU_TORCH:-}" ] && command -v nvidia-smi >/dev/null; }; }; then
         include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
         [ -f "$include/Python.h" ] ||
             lacking "no Python.h in $include" "install $python's headers" "$(debian_name "$python")-dev"

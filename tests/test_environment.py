@@ -20,7 +20,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-TOOLS = ("bash", "sh", "awk", "df", "dirname")
+TOOLS = ("bash", "sh", "awk", "df", "dirname", "find")
 PYTHON = """#!/bin/sh
 # A Python 3.{minor} of a machine: what env.sh asks of it, it answers as told.
 case "$2" in
@@ -112,6 +112,15 @@ def test_a_gpu_wants_a_compiler_and_uv_no_venv_module(machine: Machine) -> None:
     machine.program("nvidia-smi")
     status, lines = machine.check()
     assert status == 1 and "Python.h" in lines[0] and "C++ compiler" in lines[1] and len(lines) == 3
+    assert machine.check(CPU_TORCH="1") == (0, [])
+
+
+def test_an_environment_that_is_complete_needs_nothing(machine: Machine) -> None:
+    machine.python(minor=13, venv=False)
+    (machine.folder / "new" / "venv").mkdir(parents=True)
+    assert machine.check()[0] == 1
+    (machine.folder / "new" / "venv" / ".maskfield-locked.txt").write_text("")
+    assert machine.check() == (0, [])
 
 
 def test_torch_without_cuda_takes_less_disk(machine: Machine) -> None:
