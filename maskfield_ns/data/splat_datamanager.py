@@ -40,6 +40,7 @@ class MaskfieldSplatDataManager(CaptureSource, MaskSource, FullImageDatamanager[
         CaptureError: the capture is missing or broken, or its cameras cannot be undistorted.
         CacheError: the mask cache cannot be written, read or trusted.
         WeightsError: a foundation model is needed to build the cache and its weights cannot be had.
+        SplatError: a GPU is to be used and gsplat's kernels cannot be loaded or compiled.
     """
 
     config: MaskfieldSplatDataManagerConfig
@@ -53,6 +54,10 @@ class MaskfieldSplatDataManager(CaptureSource, MaskSource, FullImageDatamanager[
         local_rank: int = 0,
         **kwargs: Any,
     ):
+        if torch.device(device).type == "cuda":
+            from maskfield_ns.splatting.gsplat_kernels import load_kernels
+
+            load_kernels()  # now, rather than when masks have been extracted for half an hour
         config.use_own_parser()
         self.mask_views: MaskViews | None = None
         # The order of views follows ns-train's --machine.seed, which it has handed to torch by now.

@@ -142,7 +142,7 @@ def field_terms(
     """
     from scipy.ndimage import binary_erosion
 
-    device = model.scene_box.aabb.device
+    device = model.device  # the scene box stays on the CPU
 
     def cells(places: np.ndarray) -> np.ndarray:
         if not len(places):

@@ -65,6 +65,7 @@ def rasterize(
         backgrounds: what shows where the transmittance is left; the depth channel has none.
         render_mode: "RGB" the channels, "D" accumulated depth, "ED" expected depth, or both.
         absgrad: let the backward pass set ``info["means2d"].absgrad``, the sum over pixels of the absolute gradient.
+            With CUDA and more than `channel_chunk` channels it is that of one chunk of channels only.
         rasterize_mode: "classic", or "antialiased" (opacity falls as the blur widens a small Gaussian).
         packed, sparse_grad, tile_size, channel_chunk: gsplat's, for CUDA. On a CPU `packed` must stay False and the
             others have no effect.
@@ -85,6 +86,9 @@ def rasterize(
     _check(given, sh_degree, render_mode, rasterize_mode)
     device = same_device(given)
     if device.type == "cuda":
+        from maskfield_ns.splatting.gsplat_kernels import load_kernels
+
+        load_kernels()
         from gsplat.rendering import rasterization
 
         modes: dict[str, Any] = {"render_mode": render_mode, "rasterize_mode": rasterize_mode}

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from maskfield_ns.splatting.gsplat_kernels import load_kernels
 from maskfield_ns.splatting.view import PreparedView
 
 TILE = 16
@@ -20,6 +21,7 @@ def prepare_cuda(
     limits: tuple[float, float, float, float],
     antialiased: bool,
 ) -> PreparedView:
+    load_kernels()
     from gsplat.cuda._wrapper import fully_fused_projection, isect_offset_encode, isect_tiles
 
     width, height = size
