@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskfield_ns.data.mask_views import MaskTargets, MaskViews
+from maskfield_ns.data.mask_views import MaskViews, pack_targets
 from maskfield_ns.splatting import PreparedView, prepare_view, rasterize_features
 from maskfield_ns.systems.mask_field.head import QueryHead
 from maskfield_ns.systems.mask_field.mask_stage import MaskStage, MaskStageConfig, ViewState
@@ -108,12 +108,11 @@ def make_scene(
                     names.append(group)
         stack = np.stack(masks)
         targets.append(
-            MaskTargets(
-                masks=stack.astype(np.float16),
+            pack_targets(
+                stack,
                 levels=np.array(levels, np.int8),
                 scores=np.ones(len(stack), np.float32),
                 embeddings=embeddings[names],
-                areas=stack.mean((1, 2)).astype(np.float32),
                 valid=np.ones(grid, bool),
             )
         )

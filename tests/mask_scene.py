@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskfield_ns.data.mask_views import MaskTargets, MaskViews
+from maskfield_ns.data.mask_views import MaskViews, pack_targets
 from maskfield_ns.foundation.protocols import LEVELS
 from maskfield_ns.systems.mask_field.head import QueryHead
 from maskfield_ns.systems.mask_field.mask_stage import MaskStage, MaskStageConfig
@@ -92,12 +92,11 @@ def make_scene(
         ]
         masks = np.array([world[name][1][window] for name in shown], np.float16).reshape(len(shown), HEIGHT, WIDTH)
         targets.append(
-            MaskTargets(
-                masks=masks,
+            pack_targets(
+                masks,
                 levels=np.array([world[name][0] for name in shown], np.int8),
                 scores=np.ones(len(shown), np.float32),
                 embeddings=np.array([meaning(name) for name in shown], np.float32).reshape(-1, EMBEDDING_DIM),
-                areas=masks.mean(axis=(1, 2), dtype=np.float32),
                 valid=~excluded.get(view, np.zeros((HEIGHT, WIDTH), bool)),
             )
         )
@@ -105,6 +104,14 @@ def make_scene(
         names.append(shown)
     views = MaskViews([f"view_{i}" for i in range(len(corners))], targets, EMBEDDING_DIM)
     return MaskScene(cells, names, views)
+
+
+def redraw(scene: MaskScene, view: int, masks: np.ndarray, **attributes: np.ndarray) -> None:
+    """Gives a view other masks [M, h, w], and other attributes of them."""
+    old = scene.views[view]
+    given = {"levels": old.levels, "scores": old.scores, "embeddings": old.embeddings} | attributes
+    new = pack_targets(masks, **given, valid=old.valid)
+    scene.views._targets = (*scene.views._targets[:view], new, *scene.views._targets[view + 1 :])
 
 
 CORNERS = [(0, 0), (0, 4), (1, 2), (2, 6), (3, 3), (4, 0), (4, 8), (2, 4)]

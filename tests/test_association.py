@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskfield_ns.systems.mask_field.association import Group, ViewMasks, associate, mask_cells, nested
+from maskfield_ns.systems.mask_field import agglomeration, association
+from maskfield_ns.systems.mask_field.association import Group, ViewMasks, mask_cells
+
+
+def associate(views: list[ViewMasks], num_cells: int, **options: float) -> list[Group]:
+    return association.associate(mask_cells(views, num_cells), **options)  # type: ignore[arg-type]
+
+
+def nested(views: list[ViewMasks], groups: list[Group], num_cells: int, *options: float, **named: float) -> np.ndarray:
+    return association.nested(mask_cells(views, num_cells), groups, *options, **named)
+
 
 GRID = 20
 """The world is GRID x GRID cells; its objects are rectangles on a floor that is an object too."""
@@ -321,3 +331,39 @@ def test_nesting_follows_its_definition(seed: int, share: float, least: float) -
     views, _ = looks(seed, count=8)
     groups = associate(views, GRID * GRID, min_views=1)
     assert nested(views, groups, GRID * GRID, share, least).tolist() == loop_nested(views, groups, share, least)
+
+
+def random_world(seed: int) -> tuple[list[ViewMasks], int]:
+    """Many views of random stretches of a strip, cut, merged and full of holes."""
+    rng = np.random.default_rng(seed)
+    bounds = np.sort(rng.choice(np.arange(5, 395), 40, replace=False))
+    views = []
+    for _ in range(40):
+        start = rng.integers(0, 250)
+        cells = np.arange(start, start + 150)
+        ids = np.searchsorted(np.delete(bounds, rng.integers(0, 40, 5)), cells + rng.integers(-3, 4))
+        masks = [(ids == k) & (rng.random(150) < 0.9) for k in np.unique(ids) if rng.random() < 0.85]
+        views.append(ViewMasks(cells, np.array(masks, np.float32)))
+    return views, 400
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_large_scenes_are_grouped_in_rounds_with_the_same_result(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of at most four clusters, against everything in one; a little noise, so that no two ratios are tied."""
+    members, seen, view_of = mask_cells(*random_world(seed))
+    pairs = association._overlaps(members, view_of, 3)
+    visible = association._visible(members, seen, view_of)
+    visible = visible * np.random.default_rng(seed).uniform(1, 1.001, visible.shape)
+    at_once = agglomeration.agglomerate(pairs, visible, view_of, 0.25)
+    monkeypatch.setattr(agglomeration, "_DENSE", 4)
+    monkeypatch.setattr(agglomeration, "_PAIRS_AT_ONCE", 11)
+    monkeypatch.setattr(association, "_MASKS_AT_ONCE", 7)
+    again = association._overlaps(members, view_of, 3)
+    assert {*zip(*map(tuple, again), strict=True)} == {*zip(*map(tuple, pairs), strict=True)}
+    in_rounds = agglomeration.agglomerate(again, visible, view_of, 0.25)
+    named = []
+    for clusters in (at_once, in_rounds):  # by their first mask
+        _, first, place = np.unique(clusters, return_index=True, return_inverse=True)
+        named.append(first[place])
+    np.testing.assert_array_equal(*named)
+    assert 20 < len(np.unique(at_once)) < len(at_once) / 3

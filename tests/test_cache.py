@@ -17,15 +17,13 @@ from PIL import Image
 
 from maskfield_ns.cache import store
 from maskfield_ns.cache.builder import build_cache, load_image
+from maskfield_ns.cache.runs import LONGEST, decode_masks, encode_masks, runs_problem
 from maskfield_ns.cache.schema import (
     MANIFEST,
     canonical_json,
     entry_file_name,
     extraction_fingerprint,
     normalise_name,
-    pack_masks,
-    packed_bytes,
-    unpack_masks,
 )
 from maskfield_ns.cache.store import MaskCache, file_sha256
 from maskfield_ns.errors import CacheError, CaptureError
@@ -84,6 +82,12 @@ def build(capture, root, model=None, names=None, **options):
     return build_cache([folder / name for name in names], names, root, model, model, **options), model
 
 
+def only(cache, name):
+    """The one entry of images with this name."""
+    (path,) = cache.paths_of(name)
+    return path
+
+
 def opened(root, name="fake"):
     return MaskCache.open(root, {"name": name}, {"name": name})
 
@@ -92,20 +96,30 @@ def opened(root, name="fake"):
 
 
 @settings(max_examples=80, deadline=None)
-@given(arrays.arrays(bool, arrays.array_shapes(min_dims=3, max_dims=3, min_side=0, max_side=19)))
-def test_packing_round_trip(masks):
-    packed = pack_masks(masks)
+@given(
+    masks=arrays.arrays(bool, arrays.array_shapes(min_dims=3, max_dims=3, min_side=0, max_side=19)),
+    longest=st.sampled_from([1, 2, 3, 7, LONGEST]),
+)
+def test_run_lengths_round_trip(masks, longest):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("maskfield_ns.cache.runs.LONGEST", longest)
+        runs, ends = encode_masks(masks)
     _, height, width = masks.shape
-    assert packed.dtype == np.uint8 and packed.shape == (len(masks), packed_bytes(height, width))
-    unpacked = unpack_masks(packed, height, width)
-    assert unpacked.dtype == bool
-    np.testing.assert_array_equal(unpacked, masks)
+    assert runs.dtype == np.uint16 and ends.shape == (len(masks),) and runs.max(initial=0) <= longest
+    assert runs_problem(runs, ends, height * width) is None
+    decoded = decode_masks(runs, ends, height, width)
+    assert decoded.dtype == bool
+    np.testing.assert_array_equal(decoded, masks)
 
 
-def test_first_pixel_is_the_highest_bit():
-    mask = np.zeros((1, 3, 3), bool)
-    mask[0, 0, 0] = mask[0, 2, 2] = True
-    assert pack_masks(mask).tolist() == [[0b1000_0000, 0b1000_0000]]
+def test_run_lengths_by_hand():
+    mask = np.zeros((2, 2, 3), bool)
+    mask[0, 0, 1:] = mask[0, 1, 0] = mask[1] = True
+    runs, ends = encode_masks(mask)
+    assert (runs.tolist(), ends.tolist()) == ([1, 3, 2, 0, 6], [3, 5])
+    for wrong, says in (([1, 3, 2, 0, 5], "fill"), ([1, 3, 2, 0, 7], "fill"), ([1, 3, 2, 0], "end")):
+        assert says in str(runs_problem(np.array(wrong, np.uint16), ends, 6))
+    assert "end" in str(runs_problem(runs, np.array([5, 3]), 6))
 
 
 name_parts = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=8)
@@ -116,16 +130,16 @@ image_names = st.lists(name_parts.filter(lambda part: part not in (".", "..")), 
 @given(st.lists(image_names, min_size=2, max_size=6))
 def test_different_names_give_different_files_everywhere(names):
     keys = {normalise_name(name) for name in names}
-    files = {entry_file_name(key) for key in keys}
-    assert len({file.casefold() for file in files}) == len(keys)
+    files = {entry_file_name(key, sha, *size) for key in keys for sha in (SHA, "1" * 64) for size in ((4, 5), (5, 4))}
+    assert len({file.casefold() for file in files}) == 4 * len(keys)
     for file in files:
         assert file.isascii() and len(file) <= 100 and not set(file) & set('<>:"/\\|?* ')
         assert not file.startswith(".") and file.endswith(".safetensors")
 
 
 def test_file_names_are_readable_and_stable():
-    assert entry_file_name("images/Frame 01.JPG").startswith("images-frame-01-jpg-")
-    assert entry_file_name("images/frame 01.jpg") != entry_file_name("images/frame_01.jpg")
+    assert entry_file_name("images/Frame 01.JPG", SHA, 3, 4).startswith("images-frame-01-jpg-")
+    assert entry_file_name("images/frame 01.jpg", SHA, 3, 4) != entry_file_name("images/frame_01.jpg", SHA, 3, 4)
     composed, decomposed = "images/ä.png", unicodedata.normalize("NFD", "images/ä.png")
     assert composed != decomposed and normalise_name(composed) == normalise_name(decomposed)
 
@@ -133,7 +147,7 @@ def test_file_names_are_readable_and_stable():
 def test_names_that_are_no_utf8():
     name = normalise_name(os.fsdecode(b"images/\xff.png"))
     assert name == "images/\\udcff.png"
-    entry_file_name(name)
+    entry_file_name(name, SHA, 3, 4)
 
 
 @pytest.mark.parametrize("name", ["/data/x.png", "", "."])
@@ -162,9 +176,12 @@ def test_what_is_written_is_read(tmp_path_factory, data, count, height, width):
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     cache = MaskCache.create(tmp_path_factory.mktemp("c"), {}, {})
     written = MaskProposals(masks, levels, scores, stability, mask_boxes(masks))
-    size = cache.write("x/ö.png", SHA, written, vectors)
-    assert size == cache.path_of("x/ö.png").stat().st_size
+    made = cache.write("x/ö.png", SHA, written, vectors)
+    assert cache.path_of("x/ö.png", SHA, (height, width)).is_file()
     entry = cache.read("x/ö.png", SHA, (height, width))
+    assert entry.checksum == made.checksum
+    for mask, expected in zip(entry.each_mask(), masks, strict=True):
+        np.testing.assert_array_equal(mask, expected)
     read = entry.proposals()
     for name in ("masks", "levels", "scores", "stability", "boxes"):
         expected, found = getattr(written, name), getattr(read, name)
@@ -204,7 +221,7 @@ def test_build_then_read(capture, tmp_path, capsys):
         entry = cache.read(name, file_sha256(folder / name), (11, 13))
         np.testing.assert_array_equal(entry.masks(), FakeModel().propose(image).masks)
     manifest = json.loads((cache.folder / MANIFEST).read_text())
-    assert manifest["proposer"] == {"name": "fake"} and manifest["schema"] == 1
+    assert manifest["proposer"] == {"name": "fake"} and manifest["schema"] == 2
     everything = b"".join(path.read_bytes() for path in cache.folder.iterdir())
     assert str(tmp_path).encode() not in everything
 
@@ -310,7 +327,7 @@ def test_damaged_entries_are_refused_and_made_again(capture, tmp_path, capsys, k
     build(capture, tmp_path / "cache")
     cache = opened(tmp_path / "cache")
     name = capture[1][2]
-    damage(cache.path_of(name), kind)
+    damage(only(cache, name), kind)
     with pytest.raises(CacheError, match="damaged") as error:
         cache.read(name)
     assert name in str(error.value) and "maskfield extract" in str(error.value)
@@ -328,7 +345,7 @@ def test_any_flipped_bit_is_noticed(tmp_path_factory, position, bit):
     model = FakeModel()
     proposals = model.propose(image)
     cache.write("a.png", SHA, proposals, model.embed_regions(image, proposals.masks))
-    path = cache.path_of("a.png")
+    path = only(cache, "a.png")
     content = bytearray(path.read_bytes())
     before = cache.read("a.png")
     content[int(position * len(content))] ^= 1 << bit
@@ -350,8 +367,8 @@ def test_foreign_and_stale_entries(capture, tmp_path):
     folder, names = capture
     cache, other = opened(root), opened(root, "two")
     first, second, third, fourth = names[:4]
-    cache.path_of(first).write_bytes(cache.path_of(second).read_bytes())
-    cache.path_of(second).write_bytes(other.path_of(second).read_bytes())
+    only(cache, first).write_bytes(only(cache, second).read_bytes())
+    only(cache, second).write_bytes(only(other, second).read_bytes())
     Image.new("RGB", (13, 11), (200, 0, 0)).save(folder / third)
     Image.new("RGB", (26, 22), (0, 200, 0)).save(folder / fourth)
     for name, says in ((first, "belongs to the image"), (second, "other models"), (third, "has changed")):
@@ -361,7 +378,27 @@ def test_foreign_and_stale_entries(capture, tmp_path):
         cache.read(fourth, resolution=(22, 26))
     report, _ = build(capture, root)
     assert report.built == 4 and sorted(report.rebuilt) == sorted(names[:4])
-    assert cache.read(fourth).header.width == 26
+    for name, size in ((third, (11, 13)), (fourth, (22, 26))):
+        assert cache.read(name, file_sha256(folder / name), size).header.width == size[1]
+    with pytest.raises(CacheError, match="say of which content and size"):
+        cache.read(third, resolution=(11, 13))
+
+
+def test_two_captures_share_a_cache(capture, tmp_path):
+    """Equal names, other images: neither drives the other out, and neither ever gets the other's masks."""
+    folder, names = capture
+    other = tmp_path / "other"
+    for name in names:
+        (other / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(255 - np.array(Image.open(folder / name))).save(other / name)
+    for place in (folder, other, folder, other):
+        seen = {}
+        report, _ = build((place, names), tmp_path / "cache", visit=seen.__setitem__)
+        for index, name in enumerate(names):
+            expected = FakeModel().propose(np.array(Image.open(place / name))).masks
+            np.testing.assert_array_equal(seen[index].masks(), expected)
+            assert seen[index].header.image_sha256 == file_sha256(place / name)
+    assert report.built == 0
 
 
 def test_entries_of_another_schema(capture, tmp_path, monkeypatch):
@@ -374,8 +411,8 @@ def test_entries_of_another_schema(capture, tmp_path, monkeypatch):
     build(capture, tmp_path / "cache")
     cache = opened(tmp_path / "cache")
     name = capture[1][0]
-    cache.path_of(name).write_bytes(old.path_of(name).read_bytes())
-    with pytest.raises(CacheError, match="schema 0, this version reads 1"):
+    only(cache, name).write_bytes(only(old, name).read_bytes())
+    with pytest.raises(CacheError, match="schema 0, this version reads 2"):
         cache.read(name)
 
 

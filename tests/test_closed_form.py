@@ -75,7 +75,7 @@ def test_rendered_features_give_the_masks_back(monkeypatch: pytest.MonkeyPatch) 
     for v in range(7):
         view, target = scene.views[v], scene.targets[v]
         own = torch.from_numpy(target.levels == 0)
-        masks = torch.from_numpy(target.masks).float().flatten(1)[own]
+        masks = torch.from_numpy(target.dense()).flatten(1)[own]
         names = torch.from_numpy(target.__dict__["things"])[own]
         image, cover = pixel_codes(
             codes, names, torch.zeros(len(names), dtype=torch.long), masks, torch.ones(len(names)), 1
@@ -94,7 +94,7 @@ def iou_with_masks(scene: Any, features: torch.Tensor, codes: torch.Tensor) -> f
     rendered, alpha = rasterize_features(scene.views[7], features)
     best = (F.normalize(rendered, dim=-1) @ codes.T).argmax(-1).numpy()
     target, ious = scene.targets[7], []
-    for mask, name, level in zip(target.masks > 0, target.__dict__["things"], target.levels, strict=True):
+    for mask, name, level in zip(target.dense() > 0, target.__dict__["things"], target.levels, strict=True):
         if level == 0:
             predicted = (best == name) & (alpha[..., 0] > 0.5).numpy()
             ious.append((predicted & mask).sum() / (predicted | mask).sum())

@@ -55,7 +55,7 @@ def test_overlapping_masks_share_pixels_by_belief() -> None:
 
 def test_a_perfect_answer_costs_next_to_nothing() -> None:
     target = torch.eye(3).repeat_interleave(50, 0)
-    targets = LevelTargets(torch.arange(3), target, torch.ones(150))
+    targets = LevelTargets.of(torch.arange(3), target, torch.ones(150))
     entropy, dice = level_loss(20 * target, torch.eye(3), torch.zeros(3), targets, 0.05, 0.5)
     assert entropy.item() == pytest.approx(0, abs=1e-5)
     assert dice.abs().max().item() < 1e-5

@@ -21,6 +21,7 @@ from mask_scene import (
     make_scene,
     make_stage,
     meaning,
+    redraw,
     things,
     train,
 )
@@ -29,7 +30,6 @@ from test_losses import loop_dice, loop_focal
 from test_matching import maskfield_cost
 from torch import Tensor
 
-from maskfield_ns.foundation.protocols import LEVELS
 from maskfield_ns.systems.mask_field.mask_stage import MaskStage
 
 
@@ -85,8 +85,10 @@ def test_parts_ranked_as_wholes_go_a_level_down() -> None:
     for share, lids in ((2.0, {("red lid", PART), ("red lid", WHOLE)}), (0.7, {("red lid", PART)})):
         scene = make_scene(CORNERS, missed)
         for view, names in enumerate(scene.names):
-            lid = scene.views[view].masks[names.index("red lid")]
+            masks = scene.views[view].dense()
+            lid = masks[names.index("red lid")]
             lid *= np.isin(scene.cells[view], 5 * COLUMNS + np.arange(6, 10)).reshape(lid.shape)  # a fifth of the box
+            redraw(scene, view, masks)
             if view in missed:
                 scene.views[view].levels[names.index("red lid")] = WHOLE
         stage = make_stage(scene, nested_share=share)
@@ -103,8 +105,9 @@ def test_parts_ranked_as_wholes_go_a_level_down() -> None:
 def test_masks_that_disagree_with_their_group_say_nothing() -> None:
     """One view's mask of the red box holds the floor too: its pixels are not red's."""
     scene = make_scene(CORNERS)
-    names, masks = scene.names[2], scene.views[2].masks
+    names, masks = scene.names[2], scene.views[2].dense()
     masks[names.index("red"), :2] = 1
+    redraw(scene, 2, masks)
     for least, told in ((0.0, True), (0.5, False)):
         stage = make_stage(scene, min_agreement=least)
         stage.prepare(adopt=True)
@@ -185,8 +188,9 @@ def test_split_proposals_are_shown_their_union() -> None:
     view = 5
     target = scene.views[view]
     whole = scene.names[view].index("yellow")
-    halves = np.stack([target.masks[whole]] * 2)
-    column = np.flatnonzero(target.masks[whole].any(0))
+    masks = target.dense()
+    halves = np.stack([masks[whole]] * 2)
+    column = np.flatnonzero(masks[whole].any(0))
     halves[0][:, column[len(column) // 2] :] = 0
     halves[1][:, : column[len(column) // 2]] = 0
     stage = make_stage(scene)
@@ -197,20 +201,19 @@ def test_split_proposals_are_shown_their_union() -> None:
     expected, _ = stage.losses(view, features)
 
     keep = [k for k in range(len(target)) if k != whole]
-    split = type(target)(
-        masks=np.concatenate([target.masks[keep], halves]),
+    redraw(
+        scene,
+        view,
+        np.concatenate([masks[keep], halves]),
         levels=np.append(target.levels[keep], [target.levels[whole]] * 2).astype(np.int8),
         scores=np.ones(len(keep) + 2, np.float32),
         embeddings=np.concatenate([target.embeddings[keep], [meaning("yellow")] * 2]).astype(np.float32),
-        areas=np.append(target.areas[keep], [target.areas[whole] / 2] * 2).astype(np.float32),
-        valid=target.valid,
     )
-    scene.views._targets = (*scene.views._targets[:view], split, *scene.views._targets[view + 1 :])
     state = stage.states[view]
     order = [state.masks.tolist().index(k) for k in keep]
     state.masks = torch.arange(len(keep) + 2)
     state.queries = torch.cat([state.queries[order], torch.tensor([query, query])])
-    state.trust = torch.ones(len(state.queries))
+    state.trust, state.embeddings = torch.ones(len(state.queries)), None
     actual, _ = stage.losses(view, features)
     for name in expected:
         if name != "mask_clip":
@@ -258,14 +261,22 @@ def test_resuming_leaves_out_queries_that_were_not_in_use() -> None:
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
-def test_more_things_than_queries_keeps_those_seen_most() -> None:
+def test_there_are_as_many_queries_as_things() -> None:
+    """Banks that are too small grow before anything is learnt; parameters stay what optimisers hold."""
     scene = faulty_scene()
-    stage = make_stage(scene, num_queries=9)  # three per level, five wholes
-    stage.prepare(adopt=True)
-    assert (stage.head.support > 0).sum() == 3 + 2
-    kept = stage.head.support[stage.head.bank(LEVELS.index("whole"))].tolist()
-    counts = sorted((sum(n in names for names in scene.names) for n, (level, _) in things().items() if level == 2))
-    assert sorted(kept) == counts[-3:]
+    stage, roomy = make_stage(scene, num_queries=9), make_stage(scene)  # three per level, five wholes
+    held = list(stage.head.parameters())
+    for each in (stage, roomy):
+        each.prepare(adopt=True)
+    assert stage.head.bank_sizes() == [3, 3, 5] and stage.head.num_queries == 11
+    assert all(a is b for a, b in zip(held, stage.head.parameters(), strict=True))
+    support, expected = ([head.support[head.used(k)].tolist() for k in range(3)] for head in (stage.head, roomy.head))
+    assert support == expected
+    again = make_stage(scene, num_queries=9).head
+    again.match_banks(stage.head.state_dict())
+    again.load_state_dict(stage.head.state_dict())
+    assert again.bank_sizes() == [3, 3, 5]
+    assert again.used(2).tolist() == stage.head.used(2).tolist()
 
 
 # --- rays that do not count, views without anything -------------------------------------------------------------------
@@ -367,7 +378,7 @@ def test_half_precision_around_the_stage_changes_nothing(rule: str) -> None:
 
 def reference_pairs(stage: MaskStage, scene: MaskScene, view: int, table: Tensor) -> tuple[list[int], list[int]]:
     """Pairs (query, mask) by MaskField's cost, in double precision loops."""
-    masks = torch.from_numpy(scene.views[view].masks.reshape(-1, HEIGHT * WIDTH)).double()
+    masks = torch.from_numpy(scene.views[view].dense().reshape(-1, HEIGHT * WIDTH)).double()
     embeddings = torch.from_numpy(scene.views[view].embeddings).double()
     head = stage.head
     with torch.no_grad():
@@ -388,7 +399,7 @@ def test_reference_loss_is_maskfields() -> None:
     for view in (0, 3):
         rows, columns = reference_pairs(stage, scene, view, table)
         target = scene.views[view]
-        masks = torch.from_numpy(target.masks.reshape(len(target), -1)).double()
+        masks = torch.from_numpy(target.dense().reshape(len(target), -1)).double()
         with torch.no_grad():
             logits = (table[torch.from_numpy(scene.cells[view])] @ stage.head.mask_vectors.T).T.double()
             vectors = stage.head.embeddings.double()
@@ -421,9 +432,11 @@ def test_masks_that_disagree_with_their_group_say_little_about_its_meaning() -> 
     for view in (2, 6):
         target = scene.views[view]
         k = scene.names[view].index("yellow")
-        column = np.flatnonzero(target.masks[k].any(0))
-        target.masks[k][:, column[len(column) // 2] :] = 0
-        target.embeddings[k] = meaning("blue")
+        masks, embeddings = target.dense(), target.embeddings.copy()
+        column = np.flatnonzero(masks[k].any(0))
+        masks[k][:, column[len(column) // 2] :] = 0
+        embeddings[k] = meaning("blue")
+        redraw(scene, view, masks, embeddings=embeddings)
     cosines = {}
     for power in (0.0, 4.0):
         stage = make_stage(scene, trust_power=power)

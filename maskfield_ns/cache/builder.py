@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from maskfield_ns.cache.schema import canonical_json, normalise_name
+from maskfield_ns.cache.schema import CacheEntry, canonical_json, normalise_name
 from maskfield_ns.cache.store import DiskFullError, MaskCache, file_sha256
 from maskfield_ns.errors import CacheError, CaptureError
 from maskfield_ns.foundation.protocols import MaskProposer, RegionEmbedder
@@ -67,6 +67,7 @@ class BuildReport:
 
 @dataclass(frozen=True)
 class _Job:
+    index: int
     path: Path
     name: str
     sha256: str
@@ -82,6 +83,7 @@ def build_cache(
     *,
     resolution: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
     progress: bool = True,
+    visit: Callable[[int, CacheEntry], None] | None = None,
 ) -> BuildReport:
     """Make every missing, damaged or stale entry of a capture's cache; what is good is kept.
 
@@ -95,6 +97,8 @@ def build_cache(
         embedder_factory: embeds them; loaded only if an entry has to be made.
         resolution: (height, width) in pixels of the cameras, one for all or one per image; None: the images' own.
         progress: print progress and a final line.
+        visit: called once per image with its position and its entry, verified or just made: nothing is read twice,
+            and nobody can get between the check and the use.
 
     Raises:
         CaptureError: an image is missing, broken, named twice, or of another shape than its camera.
@@ -109,15 +113,17 @@ def build_cache(
 
     jobs: list[_Job] = []
     rebuilt: dict[str, str] = {}
-    for path, name, size in zip(map(Path, image_paths), keys, resolutions, strict=True):
+    for index, (path, name, size) in enumerate(zip(map(Path, image_paths), keys, resolutions, strict=True)):
         try:
             sha256 = file_sha256(path)
         except OSError as error:
             raise CaptureError(f"cannot read the image {path} ({error.strerror}): check the capture") from error
         wanted = _resolution(path, size)
-        reason = cache.problem(name, sha256, wanted)
-        if reason is not None:
-            jobs.append(_Job(path, name, sha256, wanted))
+        entry, reason = cache.find(name, sha256, wanted)
+        if entry is None:
+            jobs.append(_Job(index, path, name, sha256, wanted))
+        elif visit is not None:
+            visit(index, entry)
         if reason:
             rebuilt[name] = reason
             if progress:
@@ -132,14 +138,17 @@ def build_cache(
                 proposals = proposer.propose(image)
                 embeddings = embedder.embed_regions(image, proposals.masks)
                 try:
-                    size_bytes += cache.write(job.name, job.sha256, proposals, embeddings)
+                    entry = cache.write(job.name, job.sha256, proposals, embeddings)
                 except DiskFullError as error:
                     safe = total - len(jobs) + done
                     raise CacheError(
                         f"{error}: {safe} of {total} entries are safe. Free some space and run the same command "
                         "again; it continues where it stopped"
                     ) from error
+                size_bytes += cache.path_of(job.name, job.sha256, job.resolution).stat().st_size
                 masks, done = masks + len(proposals), done + 1
+                if visit is not None:
+                    visit(job.index, entry)
                 advance()
     report = BuildReport(cache.folder, total, len(jobs), rebuilt, masks, size_bytes, seconds=time.monotonic() - start)
     if progress:

@@ -9,18 +9,19 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float16, Float32, Int8, Int32, UInt8
+from jaxtyping import Bool, Float16, Float32, Int8, Int32, Int64, UInt16
 
+from maskfield_ns.cache.runs import decode_masks, encode_masks, runs_problem
 from maskfield_ns.foundation.protocols import LEVELS, MaskProposals
 
 FORMAT = "maskfield-cache"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CACHE_FOLDER = "maskfield_cache"
 """Usual folder of the caches of a capture, inside it."""
 MANIFEST = "manifest.json"
@@ -59,11 +60,13 @@ class EntryHeader:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """The masks of one image and their embeddings; masks stay bit-packed until asked for."""
+    """The masks of one image and their embeddings; masks stay run lengths until asked for."""
 
     header: EntryHeader
-    packed_masks: UInt8[np.ndarray, "M B"]
-    """One row of ceil(H*W/8) bytes per mask, see :func:`pack_masks`."""
+    runs: UInt16[np.ndarray, " R"]
+    """Run lengths of all masks, see :func:`~maskfield_ns.cache.runs.encode_masks`."""
+    ends: Int64[np.ndarray, " M"]
+    """Where each mask's runs end."""
     levels: Int8[np.ndarray, " M"]
     """Index into :data:`~maskfield_ns.foundation.protocols.LEVELS`."""
     scores: Float32[np.ndarray, " M"]
@@ -76,11 +79,17 @@ class CacheEntry:
     """Unit-length region embeddings."""
 
     def __len__(self) -> int:
-        return len(self.packed_masks)
+        return len(self.levels)
 
     def masks(self) -> Bool[np.ndarray, "M H W"]:
-        """The masks, unpacked."""
-        return unpack_masks(self.packed_masks, self.header.height, self.header.width)
+        """The masks, decoded."""
+        return decode_masks(self.runs, self.ends, self.header.height, self.header.width)
+
+    def each_mask(self) -> Iterator[Bool[np.ndarray, "H W"]]:
+        """The masks one after the other: all of a large photograph's at once are gigabytes."""
+        for k in range(len(self)):
+            own = self.runs[self.ends[k - 1] if k else 0 : self.ends[k]]
+            yield decode_masks(own, np.array([len(own)]), self.header.height, self.header.width)[0]
 
     def proposals(self) -> MaskProposals:
         """Everything but the embeddings, as the proposer returned it."""
@@ -88,14 +97,19 @@ class CacheEntry:
 
     def tensors(self) -> dict[str, np.ndarray]:
         """The arrays under their names in the file."""
-        return {name: np.ascontiguousarray(getattr(self, _FIELDS[name])) for name in TENSORS}
+        return {name: np.ascontiguousarray(getattr(self, name)) for name in TENSORS}
+
+    @property
+    def checksum(self) -> str:
+        """See :func:`checksum`."""
+        return checksum(self.header, self.tensors())
 
 
-TENSORS = ("masks", "levels", "scores", "stability", "boxes", "embeddings")
+TENSORS = ("runs", "ends", "levels", "scores", "stability", "boxes", "embeddings")
 """Tensor names of an entry, in the order in which the checksum covers them."""
-_FIELDS = {name: "packed_masks" if name == "masks" else name for name in TENSORS}
 _DTYPES = {
-    "masks": np.uint8,
+    "runs": np.uint16,
+    "ends": np.int64,
     "levels": np.int8,
     "scores": np.float32,
     "stability": np.float32,
@@ -112,7 +126,7 @@ def make_entry(header: EntryHeader, proposals: MaskProposals, embeddings: Float3
     """
     entry = CacheEntry(
         header,
-        pack_masks(proposals.masks),
+        *encode_masks(proposals.masks),
         levels=np.asarray(proposals.levels, _DTYPES["levels"]),
         scores=np.asarray(proposals.scores, _DTYPES["scores"]),
         stability=np.asarray(proposals.stability, _DTYPES["stability"]),
@@ -132,7 +146,8 @@ def shape_problem(tensors: Mapping[str, np.ndarray], height: int, width: int) ->
         return f"tensors {sorted(tensors)} instead of {sorted(TENSORS)}"
     count = len(tensors["levels"]) if tensors["levels"].ndim == 1 else -1
     shapes = {
-        "masks": (count, packed_bytes(height, width)),
+        "runs": (tensors["runs"].size,),
+        "ends": (count,),
         "levels": (count,),
         "scores": (count,),
         "stability": (count,),
@@ -142,27 +157,13 @@ def shape_problem(tensors: Mapping[str, np.ndarray], height: int, width: int) ->
     for name, shape in shapes.items():
         if tensors[name].shape != shape or tensors[name].dtype != _DTYPES[name]:
             return f"{name} is {tensors[name].dtype} {tensors[name].shape}, not {np.dtype(_DTYPES[name])} {shape}"
+    if problem := runs_problem(tensors["runs"], tensors["ends"], height * width):
+        return problem
     if not np.isin(tensors["levels"], range(len(LEVELS))).all():
         return "a level that does not exist"
     if not all(np.isfinite(tensors[name]).all() for name in ("scores", "stability", "embeddings")):
         return "values that are not finite"
     return None
-
-
-def packed_bytes(height: int, width: int) -> int:
-    """Bytes of one packed mask."""
-    return (height * width + 7) // 8
-
-
-def pack_masks(masks: Bool[np.ndarray, "M H W"]) -> UInt8[np.ndarray, "M B"]:
-    """One bit per pixel, row by row, the first pixel in the highest bit; the last byte is padded with zeros."""
-    return np.packbits(masks.reshape(len(masks), masks.shape[1] * masks.shape[2]), axis=1)
-
-
-def unpack_masks(packed: UInt8[np.ndarray, "M B"], height: int, width: int) -> Bool[np.ndarray, "M H W"]:
-    """The inverse of :func:`pack_masks`."""
-    bits = np.unpackbits(packed, axis=1, count=height * width)
-    return bits.view(bool).reshape(len(packed), height, width)
 
 
 def checksum(header: EntryHeader, tensors: Mapping[str, np.ndarray]) -> str:
@@ -201,13 +202,22 @@ def normalise_name(name: str | PurePath) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def entry_file_name(name: str) -> str:
-    """File name of an entry: a readable part and a hash, so that any two image names give two files everywhere.
+def entry_file_name(name: str, image_sha256: str, height: int, width: int) -> str:
+    """File name of an entry: a readable part, a hash of the image's name, and one of its content and size.
+
+    So any two names give two files everywhere, and so do two captures that share a cache and use the same names.
 
     Args:
         name: a normalised image name.
+        image_sha256, height, width: as in :class:`EntryHeader`.
     """
+    content = hashlib.sha256(canonical_json([image_sha256, height, width]).encode()).hexdigest()[:8]
+    return f"{entry_stem(name)}-{content}{ENTRY_SUFFIX}"
+
+
+def entry_stem(name: str) -> str:
+    """The part of an entry's file name that depends on the image's name alone."""
     ascii_text = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
     slug = re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")[-SLUG_LENGTH:].strip("-")
     digest = hashlib.sha256(name.encode("utf-8")).hexdigest()[:16]
-    return f"{slug}-{digest}{ENTRY_SUFFIX}" if slug else f"{digest}{ENTRY_SUFFIX}"
+    return f"{slug}-{digest}" if slug else digest

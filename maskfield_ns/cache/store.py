@@ -22,6 +22,7 @@ from safetensors.numpy import save
 
 from maskfield_ns import __version__
 from maskfield_ns.cache.schema import (
+    ENTRY_SUFFIX,
     FORMAT,
     MANIFEST,
     SCHEMA_VERSION,
@@ -29,6 +30,7 @@ from maskfield_ns.cache.schema import (
     EntryHeader,
     checksum,
     entry_file_name,
+    entry_stem,
     extraction_fingerprint,
     make_entry,
     normalise_name,
@@ -88,7 +90,7 @@ class MaskCache:
                 "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "created_by": f"maskfield-ns {__version__}",
             }
-            _write_atomically(cache.folder / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+            write_atomically(cache.folder / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
         return cache
 
     @classmethod
@@ -124,9 +126,13 @@ class MaskCache:
                 f"fingerprint {str(found[2])[:12]!r}): move this folder away and build the cache again"
             )
 
-    def path_of(self, name: str | PurePath) -> Path:
-        """Where the entry of an image is or would be."""
-        return self.folder / entry_file_name(normalise_name(name))
+    def path_of(self, name: str | PurePath, image_sha256: str, resolution: tuple[int, int]) -> Path:
+        """Where the entry of an image, known by its name, content and (height, width), is or would be."""
+        return self.folder / entry_file_name(normalise_name(name), image_sha256, *resolution)
+
+    def paths_of(self, name: str | PurePath) -> list[Path]:
+        """All entries of images with a name: earlier contents and sizes, and other captures' images."""
+        return sorted(self.folder.glob(f"{entry_stem(normalise_name(name))}-*{ENTRY_SUFFIX}"))
 
     def write(
         self,
@@ -134,8 +140,8 @@ class MaskCache:
         image_sha256: str,
         proposals: MaskProposals,
         embeddings: Float32[np.ndarray, "M C"],
-    ) -> int:
-        """Store what the models said about one image; returns the file's bytes.
+    ) -> CacheEntry:
+        """Store what the models said about one image; returns the entry.
 
         Args:
             name: the image's name relative to the capture.
@@ -152,8 +158,8 @@ class MaskCache:
         entry = make_entry(header, proposals, embeddings)
         tensors = entry.tensors()
         payload = save(tensors, metadata=header.metadata(checksum(header, tensors)))
-        _write_atomically(self.path_of(name), payload)
-        return len(payload)
+        write_atomically(self.path_of(name, image_sha256, (height, width)), payload)
+        return entry
 
     def read(
         self,
@@ -165,33 +171,42 @@ class MaskCache:
 
         Args:
             name: the image's name relative to the capture.
-            image_sha256: refuse the entry if it was made from other bytes; None: not checked.
-            resolution: refuse masks of another (height, width); None: not checked.
+            image_sha256: refuse entries made from other bytes; None: any, if there is only one.
+            resolution: refuse masks of another (height, width); None: any, if there are only masks of one.
 
         Raises:
-            CacheError: there is no entry, or it is damaged, foreign or stale.
+            CacheError: there is no such entry, several would do, or it is damaged, foreign or stale.
         """
-        path = self.path_of(name)
-        if not path.is_file():
+        found, problem = self.find(name, image_sha256, resolution)
+        if found is not None:
+            return found
+        if not problem:
             raise CacheError(f"no cached masks for {normalise_name(name)} in {self.folder}: run `maskfield extract`")
-        try:
-            return self._load(path, normalise_name(name), image_sha256, resolution)
-        except _Unusable as error:
-            raise CacheError(
-                f"cached masks of {normalise_name(name)} cannot be used: {error} ({path}); "
-                "run `maskfield extract` to rebuild them"
-            ) from error
+        raise CacheError(
+            f"cached masks of {normalise_name(name)} cannot be used: {problem}; run `maskfield extract` to rebuild them"
+        )
 
-    def problem(self, name: str | PurePath, image_sha256: str, resolution: tuple[int, int]) -> str | None:
-        """Why the entry of an image has to be built again: ``""`` if there is none yet, None if it is good."""
-        path = self.path_of(name)
-        if not path.exists():
-            return ""
-        try:
-            self._load(path, normalise_name(name), image_sha256, resolution)
-        except _Unusable as error:
-            return str(error)
-        return None
+    def find(
+        self, name: str | PurePath, image_sha256: str | None, resolution: tuple[int, int] | None
+    ) -> tuple[CacheEntry | None, str]:
+        """The entry of one image, or None and why it has to be built again: ``""`` if there is none yet.
+
+        Arguments are those of :meth:`read`.
+        """
+        paths: list[Path] = []
+        if image_sha256 is not None and resolution is not None:
+            exact = self.path_of(name, image_sha256, resolution)
+            paths = [exact] if exact.exists() else []
+        paths = paths or self.paths_of(name)
+        found, problem = [], ""
+        for path in paths:
+            try:
+                found.append(self._load(path, normalise_name(name), image_sha256, resolution))
+            except _Unusable as error:
+                problem = f"{error} ({path})"
+        if len(found) > 1:
+            return None, f"{len(found)} images of this name are in {self.folder}, say of which content and size"
+        return (found[0], "") if found else (None, problem)
 
     def _load(self, path: Path, name: str, image_sha256: str | None, resolution: tuple[int, int] | None) -> CacheEntry:
         try:
@@ -228,7 +243,7 @@ class MaskCache:
             raise _Unusable(
                 f"its masks are {header.width}x{header.height} pixels, the camera {resolution[1]}x{resolution[0]}"
             )
-        return CacheEntry(header, tensors.pop("masks"), **tensors)
+        return CacheEntry(header, **tensors)
 
     def remove_leftovers(self) -> int:
         """Delete temporary files of writers that are gone; returns how many."""
@@ -262,7 +277,7 @@ def _host() -> str:
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
-def _write_atomically(path: Path, payload: bytes) -> None:
+def write_atomically(path: Path, payload: bytes) -> None:
     """Write next to the target, flush to disk, rename."""
     temporary = path.with_name(f".{path.stem}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     with _explained(path.parent):

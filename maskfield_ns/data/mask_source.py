@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,7 @@ from PIL import Image
 from maskfield_ns.cache.schema import CACHE_FOLDER
 from maskfield_ns.data.capture import CaptureSummary
 from maskfield_ns.data.mask_views import MaskTargets, MaskViews, grid_size, reduce_masks
+from maskfield_ns.data.target_files import kept_targets
 from maskfield_ns.errors import CacheError, CaptureError
 from maskfield_ns.foundation.base import EmbedderConfig, ProposerConfig
 from maskfield_ns.foundation.config import (
@@ -32,7 +34,7 @@ from maskfield_ns.foundation.config import (
 
 if TYPE_CHECKING:
     from maskfield_ns.cache.builder import BuildReport
-    from maskfield_ns.cache.store import MaskCache
+    from maskfield_ns.cache.schema import CacheEntry
 
 PROPOSERS: dict[str, type[ProposerConfig]] = {
     "sam": SamConfig,
@@ -76,6 +78,12 @@ class MaskSourceConfig:
     def get_cache_dir(self, capture_dir: Path) -> Path:
         """Where the mask cache of a capture is or will be."""
         return self.cache_dir or capture_dir / CACHE_FOLDER
+
+    def cache_fingerprint(self) -> str:
+        """What the entries of these models and parameters are filed under."""
+        from maskfield_ns.cache.schema import extraction_fingerprint
+
+        return extraction_fingerprint(self.get_proposer().fingerprint(), self.get_embedder().fingerprint())
 
 
 class MaskSource:
@@ -148,16 +156,17 @@ class MaskSource:
         return [given.get(path) or cache_name(path, self.capture_dir) for path in dataset.image_filenames]
 
     def load_mask_views(self) -> MaskViews:
-        from maskfield_ns.cache.store import MaskCache
-
         paths = list(self.train_dataset.image_filenames)
-        _build_cache(self.config, self.capture_dir, paths, self.device)
-        cache = MaskCache.open(
-            self.cache_dir, self.config.get_proposer().fingerprint(), self.config.get_embedder().fingerprint()
-        )
         self._view_sizes = [self.view_size(index) for index in range(len(paths))]
-        targets = [self._view_targets(index, cache) for index in range(len(paths))]
-        views = MaskViews(self.train_view_names, targets, targets[0].embeddings.shape[1])
+        targets: list[MaskTargets | None] = [None] * len(paths)
+        folder = self.cache_dir / self.config.cache_fingerprint()[:12]
+
+        def reduce(index: int, entry: CacheEntry) -> None:
+            targets[index] = self._view_targets(index, entry, folder)
+
+        _build_cache(self.config, self.capture_dir, paths, self.device, visit=reduce)
+        found = [of_view for of_view in targets if of_view is not None]
+        views = MaskViews(self.train_view_names, found, found[0].embeddings.shape[1])
         if not views.supervised:
             raise CacheError(
                 f"No masks were proposed in any of the {len(views)} training images; there is nothing to train a mask "
@@ -169,21 +178,32 @@ class MaskSource:
         )
         return views
 
-    def _view_targets(self, index: int, cache: MaskCache) -> MaskTargets:
-        entry = cache.read(cache_name(self.train_dataset.image_filenames[index], self.capture_dir))
-        return reduce_masks(
-            self.served(index, entry.masks()),
-            entry.levels,
-            entry.scores * entry.stability,
-            entry.embeddings,
-            grid=grid_size(*self._view_sizes[index], self.config.mask_max_side),
-            valid=self.valid_pixels(index),
-            min_cells=self.config.min_mask_cells,
-        )
+    def _view_targets(self, index: int, entry: CacheEntry, folder: Path) -> MaskTargets:
+        grid, valid = grid_size(*self._view_sizes[index], self.config.mask_max_side), self.valid_pixels(index)
+        depends_on = {
+            "grid": grid,
+            "min_cells": self.config.min_mask_cells,
+            "served": self.served_identity(index),
+            "valid": None if valid is None else hashlib.sha256(np.packbits(valid).tobytes()).hexdigest(),
+        }
+
+        def reduce() -> MaskTargets:
+            parts = (self.served(index, mask) for mask in entry.each_mask())
+            scores = entry.scores * entry.stability
+            return reduce_masks(
+                parts, entry.levels, scores, entry.embeddings,
+                grid=grid, valid=valid, min_cells=self.config.min_mask_cells,
+            )  # fmt: skip
+
+        return kept_targets(folder, entry, depends_on, reduce)
 
     def served(self, index: int, raster: Bool[np.ndarray, "*n H W"]) -> Bool[np.ndarray, "*n h w"]:
         """Rasters over a training photograph, as the picture that is trained on shows them."""
         return raster
+
+    def served_identity(self, index: int) -> object:
+        """What :meth:`served` does to a photograph, as JSON can hold it; None: nothing."""
+        return None
 
     def valid_pixels(self, index: int) -> np.ndarray | None:
         """The capture's own mask of a training image (``mask_path``), bool [H, W]."""
@@ -264,6 +284,7 @@ def _build_cache(
     paths: list[Path],
     device: torch.device | str,
     progress: bool = True,
+    visit: Callable[[int, CacheEntry], None] | None = None,
 ) -> BuildReport:
     from maskfield_ns.cache.builder import build_cache
 
@@ -274,4 +295,5 @@ def _build_cache(
         config.get_proposer().deferred(device),
         config.get_embedder().deferred(device),
         progress=progress,
+        visit=visit,
     )

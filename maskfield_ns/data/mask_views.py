@@ -7,37 +7,42 @@ is kept in raw image space: lens distortion is dealt with where rays are generat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 import torch
-from jaxtyping import Bool, Float, Float16, Float32, Int8, Int64
+from jaxtyping import Bool, Float, Float32, Int8, Int32, Int64, UInt8
 from torch import Tensor
 
-_CHUNK_PIXELS = 1 << 25
-"""Mask pixels averaged at once: bounds the float32 copy to 128 MiB."""
+FULL = 254
+"""How a cell that is covered completely is stored; even, so that a cell covered by half is stored exactly."""
 
 
 @dataclass(frozen=True)
 class MaskTargets:
-    """The masks of one view on its ray grid, as stored; M may be 0."""
+    """The masks of one view on its ray grid, as stored: of each mask only the part inside its box. M may be 0."""
 
-    masks: Float16[np.ndarray, "M h w"]
-    """Covered fraction of each cell, in [0, 1]."""
+    crops: UInt8[np.ndarray, " B"]
+    """Covered fraction of each cell in units of 1 / :data:`FULL`: box after box, each row by row."""
+    boxes: Int32[np.ndarray, "M 4"]
+    """x0, y0, x1, y1 in cells of the grid, ends exclusive."""
     levels: Int8[np.ndarray, " M"]
     """Index into :data:`maskfield_ns.foundation.protocols.LEVELS`."""
     scores: Float32[np.ndarray, " M"]
     """Predicted IoU times stability, in [0, 1]."""
     embeddings: Float32[np.ndarray, "M C"]
     """Unit length."""
+    places: Int64[np.ndarray, " M"]
+    """Which of the masks that the targets were made from each one is: too small ones are left out."""
     areas: Float32[np.ndarray, " M"]
     """Covered fraction of the view's valid cells, in (0, 1]."""
     valid: Bool[np.ndarray, "h w"]
     """False where the capture's own masks (``mask_path``) exclude the cell: its ray must not be supervised."""
 
     def __len__(self) -> int:
-        return len(self.masks)
+        return len(self.levels)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -49,17 +54,67 @@ class MaskTargets:
         """Bytes held by the arrays."""
         return sum(array.nbytes for array in vars(self).values())
 
+    def sparse(self) -> sp.csr_matrix:
+        """Covered fractions [M, P], float32, with the cells of a mask's box as its entries."""
+        widths, heights = (self.boxes[:, 2:] - self.boxes[:, :2]).T.astype(np.int64)
+        counts = widths * heights
+        ends = np.cumsum(counts)
+        within = np.arange(len(self.crops)) - np.repeat(ends - counts, counts)
+        rows, columns = np.divmod(within, np.repeat(widths, counts))
+        columns += np.repeat(self.boxes[:, 0], counts) + self.grid[1] * (rows + np.repeat(self.boxes[:, 1], counts))
+        values = self.crops.astype(np.float32) / np.float32(FULL)
+        return sp.csr_matrix((values, columns, np.concatenate([[0], ends])), shape=(len(self), self.valid.size))
+
+    def dense(self) -> Float32[np.ndarray, "M h w"]:
+        """Covered fraction of each cell, in [0, 1]."""
+        return self.sparse().toarray().reshape(len(self), *self.grid)
+
+
+def pack_targets(
+    masks: Iterable[Float[np.ndarray, "h w"]],
+    levels: Int8[np.ndarray, " M"],
+    scores: Float32[np.ndarray, " M"],
+    embeddings: Float[np.ndarray, "M C"],
+    valid: Bool[np.ndarray, "h w"],
+) -> MaskTargets:
+    """Targets from masks that are on the grid already, covered fractions in [0, 1]; none of them is left out."""
+    boxes, crops = [], []
+    for mask in masks:
+        box = _box(mask > 0)
+        boxes.append(box)
+        crops.append(_quantised(mask[box[1] : box[3], box[0] : box[2]]))
+    return _targets(boxes, crops, levels, scores, embeddings, valid, min_cells=-1.0)
+
 
 @dataclass(frozen=True)
 class TargetTensors:
-    """:class:`MaskTargets` ready for a loss: on a device, cells flattened to P = h * w in the order of the rays."""
+    """:class:`MaskTargets` on a device, cells numbered 0 to P = h * w in the order of the rays."""
 
-    masks: Float32[Tensor, "M P"]
+    crops: UInt8[Tensor, " B"]
+    boxes: Int64[Tensor, "M 4"]
+    grid: tuple[int, int]
     levels: Int64[Tensor, " M"]
     scores: Float32[Tensor, " M"]
     embeddings: Float32[Tensor, "M C"]
     areas: Float32[Tensor, " M"]
     valid: Bool[Tensor, " P"]
+
+    def masks(self, chosen: Int64[Tensor, " K"] | None = None) -> Float32[Tensor, "K P"]:
+        """Covered fraction of each cell, of some masks or all."""
+        sizes = self.boxes[:, 2:] - self.boxes[:, :2]
+        areas = sizes.prod(1)
+        first = areas.cumsum(0) - areas
+        boxes = self.boxes
+        if chosen is not None:
+            boxes, sizes, areas, first = boxes[chosen], sizes[chosen], areas[chosen], first[chosen]
+        cells = self.grid[0] * self.grid[1]
+        owner = torch.repeat_interleave(torch.arange(len(areas), device=areas.device), areas)
+        within = torch.arange(len(owner), device=areas.device) - (areas.cumsum(0) - areas)[owner]
+        rows = within.div(sizes[owner, 0], rounding_mode="floor")
+        place = owner * cells + (boxes[owner, 1] + rows) * self.grid[1]
+        place += boxes[owner, 0] + within - rows * sizes[owner, 0]
+        values = self.crops[first[owner] + within].float() / FULL
+        return values.new_zeros(len(areas) * cells).index_put_((place,), values).unflatten(0, (len(areas), cells))
 
 
 class MaskViews(Sequence[MaskTargets]):
@@ -89,7 +144,9 @@ class MaskViews(Sequence[MaskTargets]):
         """One view's targets on a device."""
         view = self._targets[index]
         return TargetTensors(
-            masks=torch.from_numpy(view.masks).to(device).float().flatten(1),
+            crops=torch.from_numpy(view.crops).to(device),
+            boxes=torch.from_numpy(view.boxes).to(device).long(),
+            grid=view.grid,
             levels=torch.from_numpy(view.levels).to(device).long(),
             scores=torch.from_numpy(view.scores).to(device),
             embeddings=torch.from_numpy(view.embeddings).to(device),
@@ -109,7 +166,7 @@ class MaskViews(Sequence[MaskTargets]):
 
 
 def reduce_masks(
-    masks: Bool[np.ndarray, "M H W"],
+    masks: Iterable[Bool[np.ndarray, "H W"]],
     levels: Int8[np.ndarray, " M"],
     scores: Float32[np.ndarray, " M"],
     embeddings: Float[np.ndarray, "M C"],
@@ -121,6 +178,9 @@ def reduce_masks(
     """One view's targets on a grid (h, w) from its masks at any finer resolution.
 
     Args:
+        masks: one after the other, so that they need not be in memory at once.
+        levels, scores, embeddings: of the masks.
+        grid: (h, w).
         valid: the capture's own mask of the image, True where pixels count, at any resolution; None means everywhere.
             A cell is valid if at least half of it is.
         min_cells: masks that cover less than this many (valid) cells in total are dropped.
@@ -128,20 +188,75 @@ def reduce_masks(
     cell_valid = np.ones(grid, bool)
     if valid is not None:
         cell_valid = area_average(valid[None], grid)[0] >= 0.5
-    # float16 rounds fractions of a cell to about a thousandth.
-    fractions = area_average(masks, grid).astype(np.float16)
-    cells = fractions.astype(np.float32)[:, cell_valid].sum(axis=1)
-    keep = (cells >= min_cells) & (cells > 0)
-    vectors = np.asarray(embeddings, np.float32)[keep]
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-6)  # the cache holds half precision
+    boxes, crops, shares = [], [], {}
+    for mask in masks:
+        if mask.shape not in shares:
+            shares[mask.shape] = _overlap(mask.shape[0], grid[0]), _overlap(mask.shape[1], grid[1]).T
+        box, crop = _reduced(mask, *shares[mask.shape])
+        boxes.append(box)
+        crops.append(crop)
+    return _targets(boxes, crops, levels, scores, embeddings, cell_valid, min_cells)
+
+
+Box = tuple[int, int, int, int]
+
+
+def _targets(
+    boxes: list[Box],
+    crops: list[UInt8[np.ndarray, "_ _"]],
+    levels: Int8[np.ndarray, " M"],
+    scores: Float32[np.ndarray, " M"],
+    embeddings: Float[np.ndarray, "M C"],
+    valid: Bool[np.ndarray, "h w"],
+    min_cells: float,
+) -> MaskTargets:
+    counted = [valid[y0:y1, x0:x1] for x0, y0, x1, y1 in boxes]
+    units = [int(crop[own].sum(dtype=np.int64)) for crop, own in zip(crops, counted, strict=True)]
+    cells = np.array(units, np.float32) / np.float32(FULL)
+    keep = np.flatnonzero((cells >= min_cells) & ((cells > 0) | (min_cells < 0)))
+    kept = [crops[k].ravel() for k in keep]
     return MaskTargets(
-        masks=fractions[keep],
+        crops=np.concatenate(kept) if kept else np.zeros(0, np.uint8),
+        boxes=np.array(boxes, np.int32).reshape(-1, 4)[keep],
         levels=np.asarray(levels, np.int8)[keep],
         scores=np.asarray(scores, np.float32)[keep],
-        embeddings=vectors,
-        areas=cells[keep] / np.float32(max(1, cell_valid.sum())),
-        valid=cell_valid,
+        embeddings=unit_vectors(embeddings)[keep],
+        places=keep,
+        areas=cells[keep] / np.float32(max(1, valid.sum())),
+        valid=valid,
     )
+
+
+def unit_vectors(embeddings: Float[np.ndarray, "M C"]) -> Float32[np.ndarray, "M C"]:
+    """Embeddings in single precision, of unit length: the cache holds half precision."""
+    vectors = np.asarray(embeddings, np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-6)
+
+
+def _reduced(
+    mask: Bool[np.ndarray, "H W"], by_row: Float32[np.ndarray, "h H"], by_column: Float32[np.ndarray, "W w"]
+) -> tuple[Box, UInt8[np.ndarray, "_ _"]]:
+    """A mask's box in cells, and how much of each it covers; of most masks that is a small part of the grid."""
+    (height, width), h, w = mask.shape, len(by_row), by_column.shape[1]
+    left, top, right, bottom = _box(mask)
+    # Cells that the box of pixels touches, in whole numbers.
+    x0, y0, x1, y1 = left * w // width, top * h // height, -(-right * w // width), -(-bottom * h // height)
+    part = mask[top:bottom, left:right].astype(np.float32)
+    return (x0, y0, x1, y1), _quantised(by_row[y0:y1, top:bottom] @ part @ by_column[left:right, x0:x1])
+
+
+def _box(mask: Bool[np.ndarray, "H W"]) -> Box:
+    """x0, y0, x1, y1 of what is True, ends exclusive; all 0 where nothing is."""
+    rows = np.flatnonzero(mask.any(1))
+    if not len(rows):
+        return 0, 0, 0, 0
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    columns = np.flatnonzero(mask[top:bottom].any(0))
+    return int(columns[0]), top, int(columns[-1]) + 1, bottom
+
+
+def _quantised(fractions: Float[np.ndarray, "*n"]) -> UInt8[np.ndarray, "*n"]:
+    return np.rint(np.clip(fractions, 0, 1) * FULL).astype(np.uint8)
 
 
 def grid_size(width: int, height: int, max_side: int) -> tuple[int, int]:
@@ -165,9 +280,8 @@ def area_average(masks: Bool[np.ndarray, "M H W"], grid: tuple[int, int]) -> Flo
     count, height, width = masks.shape
     by_row, by_column = _overlap(height, grid[0]), _overlap(width, grid[1]).T
     averaged = np.zeros((count, *grid), np.float32)
-    step = max(1, _CHUNK_PIXELS // max(1, height * width))
-    for start in range(0, count, step):
-        averaged[start : start + step] = by_row @ masks[start : start + step].astype(np.float32) @ by_column
+    for mask, result in zip(masks, averaged, strict=True):
+        result[:] = by_row @ mask.astype(np.float32) @ by_column
     return averaged.clip(0, 1)
 
 

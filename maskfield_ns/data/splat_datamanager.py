@@ -14,7 +14,7 @@ from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatama
 from maskfield_ns.data.capture_source import CaptureDataset, CaptureSource, CaptureSourceConfig
 from maskfield_ns.data.mask_source import MaskSource, MaskSourceConfig, NoHeldOutViews
 from maskfield_ns.data.mask_views import MaskViews
-from maskfield_ns.data.undistortion import Undistortion, check_cameras, mark_fisheyes, undistortion
+from maskfield_ns.data.undistortion import Undistortion, check_cameras, mark_fisheyes, undistortions
 
 
 @dataclass
@@ -84,7 +84,7 @@ class MaskfieldSplatDataManager(CaptureSource, MaskSource, FullImageDatamanager[
     def create_eval_dataset(self) -> CaptureDataset:
         dataset = super().create_eval_dataset()
         mark_fisheyes(dataset.cameras)
-        self._eval_undistortions = [undistortion(dataset.cameras[i].reshape(())) for i in range(len(dataset))]
+        self._eval_undistortions = undistortions(dataset.cameras)
         return dataset
 
     def setup_train(self) -> None:
@@ -94,13 +94,17 @@ class MaskfieldSplatDataManager(CaptureSource, MaskSource, FullImageDatamanager[
         if self.test_mode == "val":
             _ = self.cached_train  # rewrites the cameras that mask grids are rendered with
             cameras = self._photographed
-            self._undistortions = [undistortion(cameras[i].reshape(())) for i in range(len(self.train_dataset))]
+            self._undistortions = undistortions(cameras)
             self.mask_views = self.load_mask_views()
 
     def served(self, index: int, raster: np.ndarray) -> np.ndarray:
         """Rasters over a photograph, undistorted and cropped; what the photograph does not show is False."""
         how = self._undistortions[index]
         return raster if how is None else how.apply(raster, outside=False)
+
+    def served_identity(self, index: int) -> object:
+        how = self._undistortions[index]
+        return None if how is None else how.lens.identity()
 
     def view_size(self, index: int) -> tuple[int, int]:
         """(width, height) of an undistorted training picture."""

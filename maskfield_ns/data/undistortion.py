@@ -7,7 +7,7 @@ through the same maps; ids must not be interpolated. Answers that are scored at 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -46,6 +46,11 @@ class Lens:
     size: tuple[int, int]
     """(width, height) of the photograph."""
 
+    def identity(self) -> list[object]:
+        """Everything that the undistorted picture follows from, as JSON can hold it."""
+        numbers = [*self.matrix.ravel().tolist(), *self.coefficients.tolist(), *self.undistorted.ravel().tolist()]
+        return [numbers, self.fisheye, *map(int, self.corner), *map(int, self.size)]
+
     def undistort(self, points: Float64[np.ndarray, "N 2"]) -> Float64[np.ndarray, "N 2"]:
         """Pixels of the photograph as pixels of the cropped picture; wrong where distortion has no inverse."""
         import cv2
@@ -69,6 +74,9 @@ class Undistortion:
     positions: Float32[np.ndarray, "h w 2"]
     """(x, y) of each pixel's centre in the photograph, as a share of its width and height."""
     lens: Lens
+    _sources: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def photograph(self) -> tuple[int, int]:
@@ -87,12 +95,20 @@ class Undistortion:
             raster: masks or ids.
             outside: value of pixels that the photograph does not show.
         """
-        height, width = raster.shape[-2:]
-        column = np.floor(self.positions[..., 0] * width).astype(np.int64)
-        row = np.floor(self.positions[..., 1] * height).astype(np.int64)
-        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        values = raster[..., row.clip(0, height - 1), column.clip(0, width - 1)]
+        source, inside = self._source((raster.shape[-2], raster.shape[-1]))
+        values = np.take(raster.reshape(*raster.shape[:-2], -1), source, axis=-1)
         return np.where(inside, values, np.asarray(outside, raster.dtype))
+
+    def _source(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Of each pixel the flat index of its pixel in a raster (height, width), and whether that shows it."""
+        if size not in self._sources:
+            height, width = size
+            column = np.floor(self.positions[..., 0] * width).astype(np.int64)
+            row = np.floor(self.positions[..., 1] * height).astype(np.int64)
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            self._sources.clear()  # rasters of one size come one after the other
+            self._sources[size] = row.clip(0, height - 1) * width + column.clip(0, width - 1), inside
+        return self._sources[size]
 
     def back(
         self, maps: Float[Tensor, "N h w"], size: tuple[int, int]
@@ -199,6 +215,25 @@ def undistortion(camera: Cameras) -> Undistortion | None:
     fisheye, undistorted = kind == CameraType.FISHEYE.value, np.asarray(new, np.float64)
     lens = Lens(matrix, coefficients, fisheye, undistorted, (left, top), (width, height))
     return Undistortion(positions.astype(np.float32), lens)
+
+
+def undistortions(cameras: Cameras) -> list[Undistortion | None]:
+    """:func:`undistortion` of each of some cameras; those with one lens share what is made of it.
+
+    Raises:
+        CaptureError: a camera model that is not supported for Gaussians.
+    """
+    made: dict[tuple[float, ...], Undistortion | None] = {}
+    result = []
+    for index in range(len(cameras)):
+        camera = cameras[index].reshape(())
+        lens = [camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height, camera.camera_type]
+        distortion = [] if camera.distortion_params is None else camera.distortion_params.tolist()
+        key = (*(float(value.item()) for value in lens), *distortion)
+        if key not in made:
+            made[key] = undistortion(camera)
+        result.append(made[key])
+    return result
 
 
 def _sample(maps: Float[Tensor, "N h w"], grid: Float[Tensor, "1 H W 2"]) -> Float[Tensor, "N H W"]:

@@ -121,6 +121,7 @@ class QueryableModel:
             CheckpointError: written by another version, lacking weights, or resumed with another embedder.
         """
         own = {k.removeprefix(_HEAD): v for k, v in state_dict.items() if k.startswith(_HEAD)}
+        self.query_head.match_banks(own)
         check_checkpoint(own, self.query_head)
         self.query_head.resize_embeddings(own)
         stored, cached = self.query_head.embeddings.shape[-1], self._metadata.get("embedding_dim")
@@ -212,12 +213,16 @@ class QueryableModel:
             lambda view: self.surface_cells(view, look),
             self.config.cell_resolution**3,
         )
-        resuming = bool((self.query_head.support > 0).any())
+        resuming, planned = bool((self.query_head.support > 0).any()), self.query_head.num_queries
         CONSOLE.print(f"Mask stage: comparing {views.num_masks} masks across {len(views)} views ...")
         stage.prepare(adopt=not resuming)
         if self.config.mask_stage.rule == "consensus":
             counts = [int((self.query_head.support[self.query_head.bank(k)] > 0).sum()) for k in range(3)]
             CONSOLE.print(f"Mask stage: {sum(counts)} things found (subpart, part, whole: {counts})")
+            if self.query_head.num_queries > planned:
+                CONSOLE.print(
+                    f"Mask stage: more than the {planned} queries planned for; now {self.query_head.num_queries}"
+                )
         self.stage_prepared(stage, look, resuming)
         return stage
 

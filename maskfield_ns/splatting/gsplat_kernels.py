@@ -8,6 +8,7 @@ choosing, with a reason when it cannot.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -48,14 +49,14 @@ def load_kernels() -> None:
 
 def _import_backend() -> object:
     try:
-        from gsplat.cuda._backend import _C
+        backend = importlib.import_module("gsplat.cuda._backend")
     except Exception as error:  # whatever ninja, nvcc, a linker or a loader have to say
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         telling = next((line for line in lines if "error" in line.lower()), lines[0] if lines else repr(error))
         raise SplatError(
             f"gsplat's CUDA kernels cannot be compiled or loaded ({telling[:300]}): {_remedy()}"
         ) from error
-    return _C
+    return backend._C
 
 
 def _check_version() -> None:

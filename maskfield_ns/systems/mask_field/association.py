@@ -7,25 +7,30 @@ ratio is ours, the cells stand in for the Gaussians of lifting methods such as G
 
 from __future__ import annotations
 
-import heapq
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Bool, Float, Int
 
+from maskfield_ns.systems.mask_field.agglomeration import Pairs, agglomerate
+
 _MUCH_LARGER = 1.5
 """Ratio of sizes from which one group can be a part of the other, rather than another opinion of the same thing."""
+_MASKS_AT_ONCE = 2000
+"""Masks whose overlaps with all others are looked for at once: bounds what is in memory before it is filtered."""
 
 
 @dataclass(frozen=True)
 class ViewMasks:
-    """Masks of one level in one view, on its ray grid, with the 3D cell that each ray ends in."""
+    """Masks of one view, on its ray grid, with the 3D cell that each ray ends in."""
 
     cells: Int[np.ndarray, " P"]
     """Cell index per ray; -1 where the ray ends nowhere."""
-    masks: Float[np.ndarray, "M P"]
-    """Area fraction of each mask per ray, in [0, 1]."""
+    masks: Float[np.ndarray, "M P"] | sp.csr_matrix
+    """Area fraction of each mask per ray, in [0, 1]; sparse where there are many."""
 
 
 @dataclass(frozen=True)
@@ -45,32 +50,49 @@ class Group:
         return len({view for view, _ in self.members})
 
 
-def mask_cells(views: list[ViewMasks], num_cells: int) -> tuple[sp.csr_matrix, sp.csr_matrix, np.ndarray]:
-    """Incidence of masks and views with cells.
+class MaskCells(NamedTuple):
+    """Incidence of masks and views with cells."""
 
-    Returns:
-        members [K, cells] 1 where more than half of a mask's view of a cell lies inside the mask, seen [V, cells] 1
-        where a view sees a cell, and view_of [K].
-    """
+    members: sp.csr_matrix
+    """[K, cells]: 1 where more than half of a mask's view of a cell lies inside the mask."""
+    seen: sp.csr_matrix
+    """[V, cells]: 1 where a view sees a cell."""
+    view_of: Int[np.ndarray, " K"]
+    """The view of each mask, ascending."""
+
+    @property
+    def places(self) -> Int[np.ndarray, " K"]:
+        """Number of each mask within its view."""
+        return np.arange(len(self.view_of)) - np.searchsorted(self.view_of, self.view_of)
+
+
+def mask_cells(views: Iterable[ViewMasks], num_cells: int) -> MaskCells:
+    """Which cells the masks of some views cover; the views may come one by one, nothing of them is kept."""
     members, seen, view_of = [sp.csr_matrix((0, num_cells), dtype=np.float32)], [], []
     for view, item in enumerate(views):
-        hit = item.cells >= 0
-        # A scene has millions of cells and a view sees thousands: dense tables span the view's own cells only.
-        own, place, rays = np.unique(item.cells[hit], return_inverse=True, return_counts=True)
-        incidence = sp.csr_matrix((np.ones(len(place)), (np.arange(len(place)), place)), shape=(len(place), len(own)))
-        mask, cell = np.nonzero(np.asarray(item.masks[:, hit] @ incidence) > 0.5 * rays)
-        members.append(_ones(mask, own[cell], (len(item.masks), num_cells)))
+        rays = np.flatnonzero(item.cells >= 0)
+        # A scene has millions of cells and a view sees thousands: tables span the view's own cells only.
+        own, place, count = np.unique(item.cells[rays], return_inverse=True, return_counts=True)
+        incidence = sp.csr_matrix((np.ones(len(place)), (rays, place)), shape=(len(item.cells), len(own)))
+        masks = sp.csr_matrix(item.masks)
+        total = len(masks.indptr) - 1
+        inside = sp.coo_matrix(masks @ incidence)
+        most = inside.data > 0.5 * count[inside.col]
+        members.append(_ones(inside.row[most], own[inside.col[most]], (total, num_cells)))
         seen.append(_ones(np.zeros_like(own), own, (1, num_cells)))
-        view_of += [view] * len(item.masks)
-    return sp.csr_matrix(sp.vstack(members)), sp.csr_matrix(sp.vstack(seen)), np.array(view_of, dtype=int)
+        view_of += [view] * total
+    none = sp.csr_matrix((0, num_cells), dtype=np.float32)
+    return MaskCells(
+        sp.csr_matrix(sp.vstack(members)), sp.csr_matrix(sp.vstack(seen or [none])), np.array(view_of, dtype=int)
+    )
 
 
 def _compact(matrix: sp.csr_matrix, columns: Int[np.ndarray, " C"]) -> sp.csr_matrix:
     """Some columns (ascending) of a matrix of ones, without a table over all columns."""
     entries = matrix.tocoo()
-    kept = np.isin(entries.col, columns)
-    shape = (len(matrix.indptr) - 1, len(columns))
-    return _ones(entries.row[kept], np.searchsorted(columns, entries.col[kept]), shape)
+    place = np.searchsorted(columns, entries.col)
+    kept = columns[np.minimum(place, len(columns) - 1)] == entries.col if len(columns) else np.zeros(0, bool)
+    return _ones(entries.row[kept], place[kept], (len(matrix.indptr) - 1, len(columns)))
 
 
 def consensus_iou(masks: sp.csr_matrix, seen: sp.csr_matrix) -> Float[np.ndarray, " K"]:
@@ -83,7 +105,7 @@ def consensus_iou(masks: sp.csr_matrix, seen: sp.csr_matrix) -> Float[np.ndarray
 
 
 def nested(
-    views: list[ViewMasks], groups: list[Group], num_cells: int, share: float = 0.7, min_agreement: float = 0.5
+    cells: MaskCells, groups: list[Group], share: float = 0.7, min_agreement: float = 0.5
 ) -> Bool[np.ndarray, " G"]:
     """Which of one level's groups are parts of a larger one of the same level.
 
@@ -92,32 +114,45 @@ def nested(
     they see them. Things on a table are told from parts of it by the holes that its masks have there in most views.
 
     Args:
-        views: masks and cells per view.
-        groups: what :func:`associate` made of them.
-        num_cells: size of the cell index space.
+        cells: of all masks.
+        groups: what :func:`associate` made of the level's masks.
         share: of a group's cells, counted in every view that has masks of the larger group, those masks cover at least
             this much.
         min_agreement: masks that agree less with their own group do not count.
     """
-    members, seen, view_of = mask_cells(views, num_cells)
-    used = np.unique(members.indices)
-    members, seen = _compact(members, used), _compact(seen, used)
-    first = np.searchsorted(view_of, np.arange(len(views)))
-    covered, sees = [sp.csr_matrix((0, len(used)))], [sp.csr_matrix((0, len(used)))]
-    for group in groups:
-        chosen = [m for m, a in zip(group.members, group.agreement, strict=True) if a >= min_agreement]
-        by_view = [first[v] + [k for w, k in chosen if w == v] for v in sorted({v for v, _ in chosen})]
-        # Several masks of a view are one answer of it.
-        hit = [np.unique(members[rows].indices) for rows in by_view]
-        unions = [_ones(np.zeros_like(cells), cells, (1, len(used))) for cells in hit]
-        covered.append(sp.csr_matrix(sp.vstack(unions).sum(0)) if unions else sp.csr_matrix((1, len(used))))
-        sees.append(sp.csr_matrix(seen[sorted({v for v, _ in chosen})].sum(0)))
-    votes, chances = sp.csr_matrix(sp.vstack(covered)), sp.csr_matrix(sp.vstack(sees))
-    core = (votes > 0.5 * chances).astype(np.float64)
+    members, seen, view_of = cells
+    num_views, num_cells = len(seen.indptr) - 1, _columns(members)
+    first = np.searchsorted(view_of, np.arange(num_views))
+    chosen = [
+        (g, first[view] + place, view)
+        for g, group in enumerate(groups)
+        for (view, place), agreement in zip(group.members, group.agreement, strict=True)
+        if agreement >= min_agreement
+    ]
+    of_group, rows, views = np.array(chosen, dtype=int).reshape(-1, 3).T
+    # Several masks of a view are one answer of it.
+    answers, answer = np.unique(of_group * num_views + views, return_inverse=True)
+    hit = sp.csr_matrix(_ones(answer, np.arange(len(rows)), (len(answers), len(rows))) @ members[rows])
+    hit.data[:] = 1
+    by_group, by_view = np.divmod(answers, max(1, num_views))
+    votes = sp.csr_matrix(_ones(by_group, np.arange(len(answers)), (len(groups), len(answers))) @ hit)
+    looks = _ones(by_group, by_view, (len(groups), num_views))
+    by_cell, cores = seen.tocsc(), [sp.csr_matrix((0, num_cells))]
+    for group in range(len(groups)):
+        of_votes = slice(votes.indptr[group], votes.indptr[group + 1])
+        own, looking = votes.indices[of_votes], looks.indices[looks.indptr[group] : looks.indptr[group + 1]]
+        chances = np.asarray(by_cell[:, own][looking].sum(0)).ravel()
+        core = own[np.asarray(votes.data)[of_votes] > 0.5 * chances]
+        cores.append(_ones(np.zeros_like(core), core, (1, num_cells)))
+    core = sp.csr_matrix(sp.vstack(cores))
     sizes = np.asarray(core.sum(1)).ravel()
-    inside, possible = (core @ votes.T).toarray(), (core @ chances.T).toarray()
+    inside, possible = (core @ votes.T).toarray(), (core @ seen.T @ looks.T).toarray()
     parent = (inside >= share * possible) & (possible > 0) & (sizes[None] >= _MUCH_LARGER * sizes[:, None])
     return (parent & (sizes[:, None] > 0)).any(axis=1)
+
+
+def _columns(matrix: sp.csr_matrix) -> int:
+    return matrix.shape[1]  # type: ignore[index]
 
 
 def _ones(rows: Int[np.ndarray, " N"], columns: Int[np.ndarray, " N"], shape: tuple[int, int]) -> sp.csr_matrix:
@@ -125,17 +160,21 @@ def _ones(rows: Int[np.ndarray, " N"], columns: Int[np.ndarray, " N"], shape: tu
 
 
 def associate(
-    views: list[ViewMasks], num_cells: int, threshold: float = 0.25, min_shared: int = 3, min_views: int = 2
+    cells: MaskCells,
+    chosen: Bool[np.ndarray, " K"] | None = None,
+    threshold: float = 0.25,
+    min_shared: int = 3,
+    min_views: int = 2,
 ) -> list[Group]:
     """Greedy agglomeration of one level's masks into things.
 
     The pooled IoU of clusters a and b is the sum of |S_k & S_l| over pairs of masks from different views, divided by
     the sum of |S_k & seen(view of l)| + |S_l & seen(view of k)| - |S_k & S_l|: pairs that do not overlap count in the
-    denominator. Both sums follow from per-view totals of the clusters, so a merge costs O(neighbours x views).
+    denominator. Both sums are additive, so a merge adds two rows of a table.
 
     Args:
-        views: masks and cells per view.
-        num_cells: size of the cell index space.
+        cells: of all masks.
+        chosen: the masks of the level; None: all.
         threshold: smallest pooled IoU at which two clusters are merged.
         min_shared: pairs of masks sharing fewer cells than this give no reason to merge.
         min_views: groups seen in fewer views are dropped.
@@ -143,74 +182,48 @@ def associate(
     Returns:
         Groups, most views first. The result does not depend on the order of masks within a view up to ties.
     """
-    if not views:
-        return []
-    members, seen, view_of = mask_cells(views, num_cells)
+    rows = np.arange(len(cells.view_of)) if chosen is None else np.flatnonzero(chosen)
+    members, view_of, places = cells.members[rows], cells.view_of[rows], cells.places[rows]
     # Only cells that some mask covers matter from here on; dense vectors over all millions of them would be slow.
     used = np.unique(members.indices)
-    members, seen = _compact(members, used), _compact(seen, used)
-    k, v = len(view_of), len(views)
-    first = np.searchsorted(view_of, np.arange(v))
-    label = [(int(view), int(i - first[view])) for i, view in enumerate(view_of)]
+    members, seen = _compact(members, used), _compact(cells.seen, used)
     sizes = np.asarray(members.sum(1)).ravel()
-    one_hot = np.zeros((k, v))
-    one_hot[np.arange(k), view_of] = 1
-    # Per cluster and view: cells of its masks that the view sees (other views only), and number of its masks there.
-    # Twice as many rows as masks, because every merge adds a cluster.
-    visible = np.zeros((2 * k, v))
-    visible[:k] = np.asarray((members @ seen.T).todense()) * (1 - one_hot)
-    count = np.zeros((2 * k, v))
-    count[:k] = one_hot
-    shared = (members @ members.T).tocoo()
-    different = (view_of[shared.row] != view_of[shared.col]) & (shared.data >= min_shared)
-    overlap: list[dict[int, float]] = [{} for _ in range(2 * k)]
-    for a, b, value in zip(shared.row[different], shared.col[different], shared.data[different], strict=True):
-        overlap[int(a)][int(b)] = float(value)
-    alive = np.zeros(2 * k, bool)
-    alive[:k] = sizes > 0
-    clusters: list[list[int]] = [[i] for i in range(k)]
-
-    def pooled(a: int, others: np.ndarray, values: np.ndarray) -> np.ndarray:
-        union = visible[others] @ count[a] + count[others] @ visible[a] - values
-        return np.divide(values, union, out=np.zeros_like(values), where=union > 0)
-
-    heap: list[tuple[float, int, int]] = []
-
-    def push(a: int, only_larger: bool) -> None:
-        others = np.array([b for b in overlap[a] if alive[b] and (b > a or not only_larger)], dtype=int)
-        if not len(others):
-            return
-        ratios = pooled(a, others, np.array([overlap[a][b] for b in others]))
-        for b, ratio in zip(others[ratios >= threshold].tolist(), ratios[ratios >= threshold].tolist(), strict=True):
-            heapq.heappush(heap, (-ratio, min(a, b), max(a, b)))
-
-    for a in range(k):
-        push(a, only_larger=True)
-    while heap:
-        _, a, b = heapq.heappop(heap)
-        if not (alive[a] and alive[b]):
+    visible = _visible(members, seen, view_of)
+    cluster = agglomerate(_overlaps(members, view_of, min_shared), visible, view_of, threshold)
+    by_cell, groups = seen.tocsc(), []
+    order = np.argsort(cluster, kind="stable")
+    for own in np.split(order, np.flatnonzero(np.diff(cluster[order])) + 1):
+        own = own[sizes[own] > 0]
+        views = np.unique(view_of[own])
+        if not len(own) or len(views) < min_views:
             continue
-        merged = len(clusters)
-        clusters.append(clusters[a] + clusters[b])
-        alive[a] = alive[b] = False
-        alive[merged] = True
-        visible[merged], count[merged] = visible[a] + visible[b], count[a] + count[b]
-        row = overlap[a]
-        for other, value in overlap[b].items():
-            row[other] = row.get(other, 0.0) + value
-        overlap[merged] = {other: value for other, value in row.items() if alive[other]}
-        overlap[a], overlap[b] = {}, {}
-        for other, value in overlap[merged].items():
-            overlap[other][merged] = value
-        push(merged, only_larger=False)
-    groups = []
-    for c in np.nonzero(alive[: len(clusters)])[0]:
-        own = count[c] > 0
-        if own.sum() < min_views:
-            continue
-        # visible[c] sums over masks: divided by their number it is the share of an average mask that a view sees.
-        sees = visible[c] / count[c].sum() >= 0.5 * sizes[clusters[c]].mean()
-        chosen = np.sort(clusters[c])  # masks are numbered by view, then place: the order of their labels
-        agreement = consensus_iou(sp.csr_matrix(members[chosen]), sp.csr_matrix(seen[view_of[chosen]]))
-        groups.append(Group([label[i] for i in chosen], int((own | sees).sum()), tuple(agreement.tolist())))
+        # What a view sees of all masks, divided by their number, is what it sees of an average one.
+        sees = np.flatnonzero(visible[own].sum(0, dtype=np.float64) / len(own) >= 0.5 * sizes[own].mean())
+        of_group = np.unique(members[own].indices)
+        places_of_group = by_cell[:, of_group].tocsr()
+        agreement = consensus_iou(members[own][:, of_group], places_of_group[view_of[own]])
+        named = list(zip(view_of[own].tolist(), places[own].tolist(), strict=True))
+        groups.append(Group(named, len(np.union1d(views, sees)), tuple(agreement.tolist())))
     return sorted(groups, key=lambda g: (-g.views, g.members))
+
+
+def _visible(members: sp.csr_matrix, seen: sp.csr_matrix, view_of: Int[np.ndarray, " K"]) -> Float[np.ndarray, "K V"]:
+    """How many cells of each mask each other view sees; 0 for the mask's own view."""
+    by_cell = seen.T.tocsr()
+    result = np.zeros((len(members.indptr) - 1, len(seen.indptr) - 1), np.float32)
+    for start in range(0, len(result), _MASKS_AT_ONCE):
+        rows = slice(start, start + _MASKS_AT_ONCE)
+        result[rows] = (members[rows] @ by_cell).toarray()
+    result[np.arange(len(result)), view_of] = 0
+    return result
+
+
+def _overlaps(members: sp.csr_matrix, view_of: Int[np.ndarray, " K"], min_shared: int) -> Pairs:
+    """Pairs of masks from different views that share cells, and how many; the first mask is of the earlier view."""
+    parts: list[tuple[np.ndarray, ...]] = [(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))]
+    for start in range(0, len(view_of), _MASKS_AT_ONCE):
+        shared = sp.coo_matrix(members[start : start + _MASKS_AT_ONCE] @ members[start:].T.tocsr())
+        row, column = shared.row + start, shared.col + start
+        kept = (view_of[row] < view_of[column]) & (shared.data >= min_shared)
+        parts.append((row[kept].astype(np.int32), column[kept].astype(np.int32), np.asarray(shared.data)[kept]))
+    return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -79,13 +80,12 @@ class QueryHead(nn.Module):
         self.register_buffer("visible", torch.zeros(num_queries))
         of_level = torch.arange(num_queries) * len(LEVELS) // num_queries
         self.register_buffer("levels", of_level if by_level else torch.full((num_queries,), -1))
+        self.by_level = by_level
+        """Whether there is a bank (and a block of feature channels) per level."""
+        self._used: dict[int, tuple[object, Tensor]] = {}
         if parametrisation == "table":
-            # Only queries of one bank are ever told apart, so each bank has the whole space for its codes.
-            sizes = self.levels.unique(return_counts=True)[1].tolist()
-            steps = 300 if spread else 0
-            of_size = {size: spread_codes(size, feature_dim, steps=steps) for size in set(sizes)}
-            codes = torch.cat([of_size[size] for size in sizes])
-            self.mask_table = nn.Parameter(_LOGIT_SCALE * codes)
+            sizes = self.bank_sizes() if by_level else [num_queries]
+            self.mask_table = nn.Parameter(_bank_codes(sizes, feature_dim, spread))
             self.bias = nn.Parameter(torch.full((num_queries,), _LOGIT_OFFSET))
             self.semantic_table = nn.Parameter(F.normalize(torch.randn(num_queries, embedding_dim), dim=-1))
         else:
@@ -105,11 +105,6 @@ class QueryHead(nn.Module):
     def embeddings(self) -> Float[Tensor, "Q C"]:
         """e_n, not normalised."""
         return self.semantic_table if self.parametrisation == "table" else self.semantic_mlp(self.index_code)
-
-    @property
-    def by_level(self) -> bool:
-        """Whether there is a bank (and a block of feature channels) per level."""
-        return bool((self.levels >= 0).all())
 
     @property
     def channels(self) -> int:
@@ -132,9 +127,16 @@ class QueryHead(nn.Module):
         return logits + self.bias if self.parametrisation == "table" else logits
 
     def used(self, level: int) -> Int64[Tensor, " N"]:
-        """Indices of the queries of a level's bank that stand for something."""
-        bank = self.bank(level)
-        return bank[self.support[bank] > 0]
+        """Indices of the queries of a level's bank that stand for something.
+
+        Found again only when the evidence has changed, because a GPU has to be waited for.
+        """
+        state = _state_of(self.support, self.levels)
+        known = self._used.get(level)
+        if known is None or state is None or known[0] != state:
+            bank = self.bank(level)
+            known = self._used[level] = (state, bank[self.support[bank] > 0])
+        return known[1]
 
     def level_block(self, features: Float[Tensor, "*batch channels"], level: int) -> Float[Tensor, "*batch D"]:
         """The channels of rendered features that tell the things of a level apart."""
@@ -185,9 +187,38 @@ class QueryHead(nn.Module):
 
     def bank(self, level: int) -> Tensor:
         """Indices of the queries that may explain masks of a level."""
-        single = bool((self.levels < 0).all())
-        chosen = torch.ones_like(self.levels, dtype=torch.bool) if single else self.levels == level
-        return chosen.nonzero()[:, 0]
+        if not self.by_level:
+            return torch.arange(self.num_queries, device=self.levels.device)
+        return (self.levels == level).nonzero()[:, 0]
+
+    def bank_sizes(self) -> list[int]:
+        """Number of queries per level."""
+        return torch.bincount(self.levels.cpu(), minlength=len(LEVELS)).tolist()
+
+    @torch.no_grad()
+    def resize_banks(self, sizes: Sequence[int], spread: bool = True) -> None:
+        """Starts again with other numbers of queries per level; parameters stay the same objects.
+
+        Args:
+            sizes: queries per level.
+            spread: as for the head itself.
+        """
+        device = self.levels.device
+        self.num_queries = sum(sizes)
+        self.levels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
+        self.support, self.visible = (torch.zeros(self.num_queries, device=device) for _ in range(2))
+        self.mask_table.data = _bank_codes(sizes, self.feature_dim, spread).to(self.mask_table)
+        self.bias.data = torch.full((self.num_queries,), _LOGIT_OFFSET).to(self.bias)
+        embeddings = torch.randn(self.num_queries, self.semantic_table.shape[1])
+        self.semantic_table.data = F.normalize(embeddings, dim=-1).to(self.semantic_table)
+
+    def match_banks(self, state: dict[str, Tensor]) -> None:
+        """Makes room for a checkpoint in which more objects were found than the config asks queries for."""
+        levels = state.get("levels")
+        if levels is None or not self.by_level or self.parametrisation != "table":
+            return
+        if len(levels) != self.num_queries and len(levels) and bool(((levels >= 0) & (levels < len(LEVELS))).all()):
+            self.resize_banks(torch.bincount(levels.cpu(), minlength=len(LEVELS)).tolist(), spread=False)
 
     def valid(self, min_support: float, min_share: float = 0.0) -> Tensor:
         """[Q] bool: queries that stand for something.
@@ -211,6 +242,19 @@ class QueryHead(nn.Module):
         """
         self.semantic_table[index] = F.normalize(embedding, dim=-1)
         self.support[index], self.visible[index] = support, visible
+
+
+def _bank_codes(sizes: Sequence[int], dim: int, spread: bool) -> Float[Tensor, "Q D"]:
+    """Mask vectors to start with. Only queries of one bank are told apart: each bank has the whole space to itself."""
+    of_size = {size: spread_codes(size, dim, steps=300 if spread else 0) for size in set(sizes)}
+    return _LOGIT_SCALE * torch.cat([of_size[size] for size in sizes])
+
+
+def _state_of(*tensors: Tensor) -> object | None:
+    """Something that changes when one of some tensors does; None: cannot be told."""
+    if any(tensor.is_inference() for tensor in tensors):
+        return None
+    return tuple((id(tensor), tensor._version) for tensor in tensors)
 
 
 def check_checkpoint(state: dict[str, Tensor], head: QueryHead) -> None:

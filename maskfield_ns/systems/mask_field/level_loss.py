@@ -21,15 +21,29 @@ class LevelTargets:
 
     things: Int[Tensor, " K"]
     """Positions, among the used queries of the level, of the K things that are seen."""
-    target: Float[Tensor, "P K"]
-    """How much of each pixel belongs to each thing; overlapping masks share it."""
+    places: Int[Tensor, " E"]
+    """Which pairs of a pixel and a thing have a target at all, numbered pixel by pixel: p K + k."""
+    values: Float[Tensor, " E"]
+    """How much of the pixel belongs to the thing there; overlapping masks share it."""
     covered: Float[Tensor, " P"]
     """How much of each pixel any of them covers."""
+
+    @classmethod
+    def of(cls, things: Int[Tensor, " K"], target: Float[Tensor, "P K"], covered: Float[Tensor, " P"]) -> LevelTargets:
+        """From the whole table of pixels and things, of which most is 0."""
+        places = target.flatten().nonzero()[:, 0]
+        return cls(things, places.int(), target.flatten()[places], covered)
+
+    @property
+    def target(self) -> Float[Tensor, "P K"]:
+        """The whole table."""
+        size = len(self.covered), len(self.things)
+        return self.values.new_zeros(size[0] * size[1]).scatter_(0, self.places.long(), self.values).view(size)
 
     @property
     def nbytes(self) -> int:
         """Memory held."""
-        return self.target.nbytes + self.covered.nbytes
+        return self.places.nbytes + self.values.nbytes + self.covered.nbytes
 
 
 def level_targets(
@@ -50,7 +64,7 @@ def level_targets(
     trust = union * belief[hit][:, None] ** power
     covered = union.amax(0)
     target = trust / trust.sum(0).clamp(min=1e-6) * covered
-    return LevelTargets(hit, target.T.contiguous(), covered)
+    return LevelTargets.of(hit, target.T, covered)
 
 
 def level_loss(
@@ -94,14 +108,14 @@ class _LevelLoss(torch.autograd.Function):
         overlap, total = (seen * target).sum(0), seen.sum(0)
         numerator, denominator = 2 * overlap + 1, total + area + 1
         ctx.save_for_backward(features, vectors, probability, seen, per_thing, at_all, numerator, denominator)
-        ctx.targets = targets
+        ctx.target, ctx.things = target, targets.things
         return cross_entropy, 1 - numerator / denominator
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:  # type: ignore[override]
         features, vectors, probability, seen, per_thing, at_all, numerator, denominator = ctx.saved_tensors
         by_entropy, by_dice = grads
-        target, things = ctx.targets.target, ctx.targets.things
+        target, things = ctx.target, ctx.things
         # d dice / d q, times q: (seen already holds q).
         slope = torch.addcmul(
             (by_dice * numerator / denominator**2).expand_as(target), target, -2 * by_dice / denominator

@@ -9,7 +9,7 @@ pushed to zero on the whole view), kept for comparison.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from maskfield_ns.foundation.protocols import LEVELS
+from maskfield_ns.systems.mask_field.association import Group, ViewMasks, associate, mask_cells, nested
 from maskfield_ns.systems.mask_field.head import QueryHead
 from maskfield_ns.systems.mask_field.level_loss import LevelTargets, level_loss, level_targets
 from maskfield_ns.systems.mask_field.losses import dice_loss, focal_loss, soft_iou
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from maskfield_ns.data.mask_views import MaskViews, TargetTensors
 
 
-_KEPT_BYTES = 1 << 29
+_KEPT_BYTES = 1 << 30
 """Memory for what masks say about pixels; beyond it, that is worked out anew in every step."""
 
 
@@ -39,7 +40,7 @@ class MaskStageConfig:
     rule: Literal["consensus", "reference"] = "consensus"
     """"consensus" groups masks across views first; "reference" follows MaskField's released code."""
     num_queries: int = 240
-    """Q, over all levels."""
+    """Q, over all levels; with the consensus rule at least, for a level gets as many as things are found in it."""
     group_threshold: float = 0.25
     """Pooled IoU at which two groups of masks are taken for one thing."""
     min_views: int = 3
@@ -79,6 +80,8 @@ class ViewState:
     """[K] index of the mask."""
     trust: Tensor
     """[K] how much the mask's CLIP vector says about the query, in [0, 1]."""
+    embeddings: Tensor | None = None
+    """[K, C] the masks' CLIP vectors; None: not looked up yet."""
 
 
 @dataclass
@@ -103,40 +106,36 @@ class MaskStage:
     prepared: bool = False
     _kept: dict[tuple[int, int], LevelTargets | None] = field(default_factory=dict)
     _kept_bytes: int = 0
+    _rays: dict[int, Int[Tensor, " P"] | None] = field(default_factory=dict)
 
     def prepare(self, adopt: bool) -> None:
         """Groups masks across views and, with ``adopt``, lets queries stand for the groups (not when resuming)."""
         self.prepared = True
         if self.config.rule == "reference":
             return
-        from maskfield_ns.systems.mask_field.association import ViewMasks, associate, nested
-
-        targets = [self.views[v] for v in range(len(self.views))]
-        # Rays that the capture's own masks exclude see nothing that counts.
-        cells = [np.where(t.valid.ravel(), self.surface_cells(v).cpu().numpy(), -1) for v, t in enumerate(targets)]
-        explained: list[list[tuple[int, int, float]]] = [[] for _ in cells]
-        levels = [t.levels.copy() for t in targets]
+        cells = mask_cells((self._view_masks(view) for view in range(len(self.views))), self.num_cells)
+        targets = list(self.views)
+        levels = np.concatenate([t.levels for t in targets]).astype(np.int64)
+        first = np.searchsorted(cells.view_of, np.arange(len(targets)))
+        found: list[list[Group]] = [[] for _ in LEVELS]
         for level in reversed(range(len(LEVELS))):
-            of_level = [np.nonzero(own == level)[0] for own in levels]
-            level_views = [
-                ViewMasks(c, t.masks[k].reshape(len(k), t.valid.size).astype(np.float32))
-                for c, t, k in zip(cells, targets, of_level, strict=True)
-            ]
-            groups = associate(
-                level_views, self.num_cells, self.config.group_threshold, min_views=self.config.min_views
-            )
+            groups = associate(cells, levels == level, self.config.group_threshold, min_views=self.config.min_views)
             if level and self.config.nested_share <= 1:
-                parts = nested(level_views, groups, self.num_cells, self.config.nested_share, self.config.min_agreement)
+                parts = nested(cells, groups, self.config.nested_share, self.config.min_agreement)
                 for group in (g for g, part in zip(groups, parts, strict=True) if part):
-                    for view, local in group.members:
-                        levels[view][of_level[view][local]] = level - 1
+                    levels[[first[view] + k for view, k in group.members]] = level - 1
                 groups = [g for g, part in zip(groups, parts, strict=True) if not part]
+            found[level] = groups
+        sizes = self.head.bank_sizes()
+        if adopt and any(len(groups) > size for groups, size in zip(found, sizes, strict=True)):
+            self.head.resize_banks([max(len(groups), size) for groups, size in zip(found, sizes, strict=True)])
+        explained: list[list[tuple[int, int, float]]] = [[] for _ in targets]
+        for level, groups in enumerate(found):
             for query, group in zip(self.head.bank(level).tolist(), groups, strict=False):
                 if not adopt and self.head.support[query] == 0:
                     continue  # masks were grouped differently when the run was started: this query was not in use
                 total = torch.zeros(self.head.embeddings.shape[-1])
-                for (view, local), agreement in zip(group.members, group.agreement, strict=True):
-                    k = int(of_level[view][local])
+                for (view, k), agreement in zip(group.members, group.agreement, strict=True):
                     # A mask that holds half of the thing or its neighbour too has a CLIP vector of something else.
                     trust = agreement**self.config.trust_power
                     if agreement >= self.config.min_agreement:
@@ -149,6 +148,13 @@ class MaskStage:
         for view, pairs in enumerate(explained):
             table = torch.tensor(pairs, dtype=torch.float64, device=device).reshape(-1, 3)
             self.states[view] = ViewState(table[:, 0].long(), table[:, 1].long(), table[:, 2].float())
+
+    def _view_masks(self, view: int) -> ViewMasks:
+        """What a view adds to the comparison across views."""
+        targets = self.views[view]
+        # Rays that the capture's own masks exclude see nothing that counts.
+        cells = np.where(targets.valid.ravel(), self.surface_cells(view).cpu().numpy(), -1)
+        return ViewMasks(cells, targets.sparse())
 
     @torch.no_grad()
     def pixel_codes(self, view: int, device: torch.device) -> tuple[Float[Tensor, "P channels"], Float[Tensor, "P L"]]:
@@ -163,7 +169,7 @@ class MaskStage:
         targets = self.views.tensors(view, device)
         unit = F.normalize(head.feature_vectors, dim=-1)
         levels = head.levels[state.queries].clamp(min=0)
-        masks = targets.masks[state.masks] * targets.valid
+        masks = targets.masks(state.masks) * targets.valid
         return pixel_codes(unit, state.queries, levels, masks, head.support[state.queries] ** 2, blocks)
 
     def losses(
@@ -171,29 +177,41 @@ class MaskStage:
     ) -> tuple[dict[str, Float[Tensor, ""]], dict[str, float]]:
         """Losses and figures of one step on one view's rendered mask features (rays in the grid's row order)."""
         rule = self._reference if self.config.rule == "reference" else self._consensus
-        targets = self.views.tensors(view, features.device)
-        valid = targets.valid
-        if not valid.all():
-            targets = replace(targets, masks=targets.masks[:, valid], valid=valid[valid])
         self.steps += 1
+        rays = self._valid_rays(view, features.device)
         # Costs are sums over thousands of pixels: half precision overflows under nerfstudio's mixed precision.
         with torch.autocast(features.device.type, enabled=False):
-            features = (features if valid.all() else features[valid]).float()
-            if len(targets.masks) == 0:
+            features = (features if rays is None else features[rays]).float()
+            if len(self.views[view]) == 0:
                 return {"mask_loss": (features * 0).sum()}, {}
-            return rule(view, features, targets)
+            return rule(view, features)
+
+    def _valid_rays(self, view: int, device: torch.device) -> Int[Tensor, " P"] | None:
+        """Indices of the rays that the capture's own masks leave; None: all."""
+        if view not in self._rays:
+            valid = self.views[view].valid.ravel()
+            self._rays[view] = None if valid.all() else torch.from_numpy(np.flatnonzero(valid)).to(device)
+        return self._rays[view]
+
+    def _masks(
+        self, view: int, targets: TargetTensors, chosen: Int[Tensor, " K"] | None = None
+    ) -> Float[Tensor, "K P"]:
+        """Some masks of a view, or all, on its valid rays."""
+        rays = self._valid_rays(view, targets.crops.device)
+        masks = targets.masks(chosen)
+        return masks if rays is None else masks[:, rays]
 
     def _consensus(
-        self, view: int, features: Float[Tensor, "P channels"], targets: TargetTensors
+        self, view: int, features: Float[Tensor, "P channels"]
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Soft-max cross-entropy and dice within each level, on pixels that an explained mask covers."""
         cfg, head = self.config, self.head
         if cfg.rematch_every and self.steps > cfg.rematch_after:
-            self._rematch(view, head.logits(features).T, targets, head.support > 0)
+            self._rematch(view, head.logits(features).T, head.support > 0)
         state = self.states[view]
         cross_entropy, dice = [], []
         for level in range(len(LEVELS)):
-            level_targets = self._level_targets(view, level, targets)
+            level_targets = self._level_targets(view, level, features.device)
             if level_targets is None:
                 continue
             vectors, bias = head.level_parameters(head.used(level))
@@ -204,16 +222,22 @@ class MaskStage:
             dice.append(dice_of_things)
         if not cross_entropy:
             return {"mask_loss": (features * 0).sum()}, {}
-        cosine = F.cosine_similarity(head.embeddings[state.queries], targets.embeddings[state.masks], dim=-1)
+        if state.embeddings is None:
+            own = self.views[view].embeddings[state.masks.cpu().numpy()]
+            state.embeddings = torch.from_numpy(own).to(features.device)
+        cosine = F.cosine_similarity(head.embeddings[state.queries], state.embeddings, dim=-1)
         losses = {
             "mask_cross_entropy": cfg.focal_weight * torch.stack(cross_entropy).mean(),
             "mask_dice": cfg.dice_weight * torch.cat(dice).mean(),
             "mask_clip": cfg.clip_weight * (state.trust * (1 - cosine)).mean(),
         }
         overlap = 1 - torch.cat(dice).detach().mean()
-        return losses, {"masks_explained": len(state.masks) / len(targets.masks), "mask_dice_overlap": float(overlap)}
+        return losses, {
+            "masks_explained": len(state.masks) / len(self.views[view]),
+            "mask_dice_overlap": float(overlap),
+        }
 
-    def _level_targets(self, view: int, level: int, targets: TargetTensors) -> LevelTargets | None:
+    def _level_targets(self, view: int, level: int, device: torch.device) -> LevelTargets | None:
         """Targets of a level in a view, kept while memory lasts; None: nothing of the level is explained there."""
         key = (view, level)
         if key in self._kept:
@@ -225,7 +249,7 @@ class MaskStage:
             used = head.used(level)
             position = torch.zeros(head.num_queries, dtype=torch.long, device=used.device)
             position[used] = torch.arange(len(used), device=used.device)
-            masks = targets.masks[state.masks[of_level]]
+            masks = self._masks(view, self.views.tensors(view, device), state.masks[of_level])
             result = level_targets(position[state.queries[of_level]], masks, head.support[used])
         if not self.config.rematch_every and self._kept_bytes < _KEPT_BYTES:
             self._kept[key] = result
@@ -233,11 +257,11 @@ class MaskStage:
         return result
 
     @torch.no_grad()
-    def _rematch(self, view: int, logits: Float[Tensor, "Q P"], targets: TargetTensors, adopted: Tensor) -> None:
+    def _rematch(self, view: int, logits: Float[Tensor, "Q P"], adopted: Tensor) -> None:
         """Asks the field which query explains which mask: the grouping's mistakes are mended here."""
         cfg = self.config
         costs = MatchCosts(no_match=cfg.no_match_cost)
-        queries, masks = [], []
+        queries, masks, targets = [], [], self.views.tensors(view, logits.device)
         for level in range(len(LEVELS)):
             bank = self.head.bank(level)
             bank = bank[adopted[bank]]
@@ -245,7 +269,11 @@ class MaskStage:
             if not len(bank) or not len(chosen):
                 continue
             cost = matching_cost(
-                logits[bank], self.head.embeddings[bank], targets.masks[chosen], targets.embeddings[chosen], costs
+                logits[bank],
+                self.head.embeddings[bank],
+                self._masks(view, targets, chosen),
+                targets.embeddings[chosen],
+                costs,
             )
             rows, columns = match(cost, costs.no_match)
             queries.append(bank[rows])
@@ -255,18 +283,18 @@ class MaskStage:
             self.states[view] = ViewState(chosen, torch.cat(masks), torch.ones_like(chosen, dtype=torch.float32))
 
     def _reference(
-        self, view: int, features: Float[Tensor, "P channels"], targets: TargetTensors
+        self, view: int, features: Float[Tensor, "P channels"]
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """MaskField's rule: L = focal + 0.05 dice + clip + mean of squared probabilities of unmatched queries."""
         logits = self.head.logits(features).T
         costs = MatchCosts(focal=1.0, dice=0.05, clip=1.0, no_match=None, clip_l1=1.0)
-        embeddings = self.head.embeddings
+        embeddings, targets = self.head.embeddings, self.views.tensors(view, features.device)
+        masks = self._masks(view, targets)
         with torch.no_grad():
-            rows, columns = match(matching_cost(logits, embeddings, targets.masks, targets.embeddings, costs))
+            rows, columns = match(matching_cost(logits, embeddings, masks, targets.embeddings, costs))
             self.head.support[rows] += 1
-        masks = targets.masks[columns]
+        masks, count = masks[columns], len(masks)
         weights = torch.ones_like(masks)
-        count = len(targets.masks)
         cosine = F.cosine_similarity(embeddings[rows], targets.embeddings[columns], dim=-1)
         losses = {
             "mask_focal": focal_loss(logits[rows], masks, weights).sum() / count,
