@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from segment_anything.utils.amg import build_point_grid, generate_crop_boxes
+from segment_anything.utils.amg import build_point_grid, generate_crop_boxes, remove_small_regions
 
 from maskfield_ns.errors import WeightsError
 from maskfield_ns.foundation.config import MaskGeneratorConfig
 from maskfield_ns.foundation.filtering import distinct_from, keep_distinct, pairwise_intersections, reduced_size
 from maskfield_ns.foundation.protocols import MaskProposer, mask_boxes
 from maskfield_ns.foundation.sam import SamProposer, cut_by_crop, enlarge_masks, load_sam, remove_specks
+from maskfield_ns.foundation.specks import without_specks
 from maskfield_ns.foundation.tiny.sam import build_tiny_sam
 
 OPEN = MaskGeneratorConfig(
@@ -221,6 +222,24 @@ def test_specks_and_holes_go_the_largest_island_stays():
     tiny = torch.zeros(1, 30, 30, dtype=torch.bool)
     tiny[0, 3:5, 3:5] = True
     assert remove_specks(tiny, 9).sum() == 4
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 24), st.integers(1, 24)),
+    area=st.integers(1, 60),
+    box=st.tuples(*[st.integers(0, 23)] * 4),
+    share=st.sampled_from([0.05, 0.3, 0.5, 0.7, 0.95, 1.0]),
+    seed=st.integers(0, 10**6),
+)
+def test_specks_are_those_of_the_whole_picture(size, area, box, share, seed):
+    """Wherever the mask's box lies, the result is that of the library's function on the whole picture."""
+    mask = np.zeros(size, bool)
+    rows, columns = slice(*sorted(box[:2])), slice(*sorted(box[2:]))
+    mask[rows, columns] = np.random.default_rng(seed).random(mask[rows, columns].shape) < share
+    expected, _ = remove_small_regions(mask, area, mode="holes")
+    expected, _ = remove_small_regions(expected, area, mode="islands")
+    np.testing.assert_array_equal(without_specks(mask.copy(), area), expected)
 
 
 def test_enlarged_masks_keep_their_share_of_the_picture():

@@ -19,7 +19,6 @@ from segment_anything.utils.amg import (
     build_point_grid,
     calculate_stability_score,
     generate_crop_boxes,
-    remove_small_regions,
 )
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,6 +29,7 @@ from maskfield_ns.foundation.base import describe
 from maskfield_ns.foundation.config import MaskGeneratorConfig
 from maskfield_ns.foundation.filtering import empty_proposals, keep_distinct, reduced_size
 from maskfield_ns.foundation.protocols import LEVELS, MaskProposals, mask_boxes
+from maskfield_ns.foundation.specks import without_specks
 
 UPSAMPLE_BATCH = 16
 """Masks brought to the encoder's input size at once; bounds memory with 1024-pixel models."""
@@ -216,11 +216,8 @@ def remove_specks(masks: Bool[Tensor, "M H W"], area: int) -> Bool[Tensor, "M H 
     """Fill holes and remove islands of fewer than `area` pixels (the largest island always stays)."""
     if area <= 0 or len(masks) == 0:
         return masks
-    cleaned = []
-    for mask in masks.cpu().numpy():
-        filled, _ = remove_small_regions(mask, area, mode="holes")
-        cleaned.append(remove_small_regions(filled, area, mode="islands")[0])
-    return torch.from_numpy(np.stack(cleaned)).to(masks.device)
+    cleaned = np.stack([without_specks(mask, area) for mask in masks.cpu().numpy()])
+    return torch.from_numpy(cleaned).to(masks.device)
 
 
 def enlarge_masks(masks: Bool[Tensor, "M h w"], size: tuple[int, int]) -> Bool[Tensor, "M H W"]:
