@@ -63,12 +63,25 @@ def without_wandb() -> Iterator[None]:
         sys.modules.pop("wandb", None)
 
 
-def import_trainer() -> None:
-    """Import nerfstudio's trainer, as reading any config.yml does, without torch's compilers: half of its time.
+@contextmanager
+def _stand_ins(*modules: ModuleType) -> Iterator[None]:
+    """Lets imports find these modules instead of those of their names, which are imported later."""
+    sys.modules.update({module.__name__: module for module in modules})
+    try:
+        yield
+    finally:
+        for module in modules:
+            if sys.modules.get(module.__name__) is module:
+                del sys.modules[module.__name__]
 
-    torchvision imports ``torch._dynamo`` for one function that says whether a GPU can compile, and nerfstudio calls
-    ``torch.compile`` on functions of splatfacto, which imports the rest of the compilers (no issues known). The first
-    is looked up when it is called, the second compiles when it is called; splatfacto's are not called by our methods.
+
+def import_trainer() -> None:
+    """Import nerfstudio's trainer, as reading any config.yml does, in half the time.
+
+    torchvision imports ``torch._dynamo`` for one function that says whether a GPU can compile, nerfstudio calls
+    ``torch.compile`` on functions of splatfacto, which imports the rest of the compilers, and it imports tensorboard
+    and tensorly (with scipy's optimizers) for writers and grids that an opened run has not (no issues known). All are
+    imported when they are called.
     """
     if "nerfstudio.engine.trainer" in sys.modules:
         return
@@ -90,14 +103,40 @@ def import_trainer() -> None:
 
         return call
 
+    writers = ModuleType("torch.utils.tensorboard")
+    writers.SummaryWriter = _LaterFunction(writers.__name__, "SummaryWriter")  # type: ignore[attr-defined]
     torch.compile = compile_later  # type: ignore[assignment]
     try:
-        importlib.import_module("nerfstudio.engine.trainer")
-        importlib.import_module("nerfstudio.models.splatfacto")
+        with _stand_ins(*(m for m in (writers, _LaterTensorly()) if m.__name__ not in sys.modules)):
+            importlib.import_module("nerfstudio.engine.trainer")
+            importlib.import_module("nerfstudio.models.splatfacto")
     finally:
         torch.compile = compile_now
     tensor_dataclass = importlib.import_module("nerfstudio.utils.tensor_dataclass")
     tensor_dataclass.torch = _TorchWithPlainShapes()  # type: ignore[attr-defined]
+
+
+class _LaterTensorly(ModuleType):
+    """tensorly, whose backend nerfstudio sets as soon as it is imported."""
+
+    def __init__(self) -> None:
+        super().__init__("tensorly")
+        self._backend: str | None = None
+
+    def set_backend(self, name: str) -> None:
+        """Remembers it for the library."""
+        self._backend = name
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        tensorly = importlib.import_module("tensorly")
+        if tensorly is self:
+            raise AttributeError(name)
+        if self._backend is not None:
+            tensorly.set_backend(self._backend)
+            self._backend = None
+        return getattr(tensorly, name)
 
 
 class _TorchWithPlainShapes(ModuleType):
@@ -132,19 +171,12 @@ def _import_torchvision() -> None:
         return importlib.import_module("torch._dynamo.utils").is_compile_supported(device_type)
 
     utilities.is_compile_supported = is_compile_supported  # type: ignore[attr-defined]
-    stand_ins = {module.__name__: module for module in (dynamo, utilities)}
-    sys.modules.update(stand_ins)
-    try:
-        with contextlib.suppress(ImportError):
-            importlib.import_module("torchvision")
-            return
-        # Another version that wants more of it: begin again, with everything.
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-    finally:
-        for name, module in stand_ins.items():
-            if sys.modules.get(name) is module:
-                del sys.modules[name]
+    with _stand_ins(dynamo, utilities), contextlib.suppress(ImportError):
+        importlib.import_module("torchvision")
+        return
+    # Another version that wants more of it: begin again, with everything.
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
 
 
 @contextmanager
@@ -161,13 +193,8 @@ def lazy_metrics() -> Iterator[None]:
     stand_ins = {name: ModuleType(name) for name in ("torchmetrics", *_METRICS)}
     for name, (attribute, stand_in) in _METRICS.items():
         setattr(stand_ins[name], attribute, stand_in(name, attribute))
-    sys.modules.update(stand_ins)
-    try:
+    with _stand_ins(*stand_ins.values()):
         yield
-    finally:
-        for name, module in stand_ins.items():
-            if sys.modules.get(name) is module:
-                del sys.modules[name]
 
 
 class _LaterFunction:

@@ -109,6 +109,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> LpipsModel:
 
 
 def test_nerfacto_still_imports_lpips_where_we_replace_it() -> None:
+    import inspect
 
     source = inspect.getsource(NerfactoModel.populate_modules)
     assert "from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity" in source

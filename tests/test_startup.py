@@ -57,6 +57,7 @@ from pathlib import Path
 from maskfield_ns.runs import open_run
 run = open_run(Path(sys.argv[1]))
 heavy = ("torch._dynamo", "torch._inductor.compile_fx", "sympy", "torchmetrics", "sklearn", "pandas", "wandb", "open3d")
+heavy += ("tensorboard", "tensorly")
 print("loaded:", [name for name in heavy if name in sys.modules])
 import torch
 from nerfstudio.models import splatfacto
@@ -64,21 +65,31 @@ pose = torch.eye(4)[None]
 print("compiled later:", splatfacto.get_viewmat.__name__, callable(splatfacto.get_viewmat))
 from torchvision.ops import roi_align
 print("regions:", tuple(roi_align(torch.ones(1, 1, 8, 8), torch.tensor([[0.0, 0, 0, 4, 4]]), 2).shape))
+from nerfstudio.model_components import lib_bilagrid
+from nerfstudio.utils import writer
+grid = lib_bilagrid.BilateralGrid(1, 2, 2, 2)
+print("grid:", lib_bilagrid.tl.get_backend(), tuple(grid.grids.shape), float(grid.tv_loss()))
+print("writer:", type(writer.SummaryWriter(log_dir=sys.argv[2])).__module__)
 model = run.pipeline.model
 image = torch.full((1, 3, 40, 40), 0.5)
 print("psnr:", round(float(model.psnr(image, image + 0.1)), 2))
 """
 
 
-def test_opening_a_run_imports_what_it_uses_and_the_rest_when_asked(untrained_run: Path) -> None:
+def test_opening_a_run_imports_what_it_uses_and_the_rest_when_asked(untrained_run: Path, tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", OPENING, str(untrained_run)], capture_output=True, text=True, timeout=300
+        [sys.executable, "-W", "ignore", "-c", OPENING, str(untrained_run), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr
     assert "loaded: []" in result.stdout
     assert "compiled later: get_viewmat True" in result.stdout
     assert "regions: (1, 1, 2, 2)" in result.stdout
     assert "psnr: 20.0" in result.stdout
+    assert "grid: pytorch (1, 12, 2, 2, 2) 0.0" in result.stdout
+    assert "writer: torch.utils.tensorboard.writer" in result.stdout
 
 
 def test_shapes_are_broadcast_as_torch_does() -> None:

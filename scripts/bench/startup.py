@@ -61,7 +61,10 @@ def measure(words: list[str], checkout: Path) -> Cost:
     start = f"import sys; sys.argv = {[words[0], *words[1:]]!r}; from {words[0]} import entrypoint; entrypoint()"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(checkout), os.environ.get("PYTHONPATH", "")])}
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", start], env=environment, capture_output=True, text=True, check=False)
+    # From that checkout's folder, which stands first on the path of `python -c`.
+    done = subprocess.run(
+        [sys.executable, "-c", start], cwd=checkout, env=environment, capture_output=True, text=True, check=False
+    )
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     expected = 1 if "2" in words and "0" in words else 0
     if done.returncode != expected:
@@ -94,15 +97,10 @@ def compare(run: Path, before: Path | None, repeats: int, output: Path) -> str:
     for title in commands(run, output, NOW):
         row = [f"| {title} |"]
         for side in sides:
-            cpu, wall = (statistics.median(values) for values in zip(*reversed_pairs(costs[title, side]), strict=True))
+            cpu, wall = (statistics.median(values) for values in zip(*costs[title, side], strict=True))
             row.append(f" {cpu:.1f} | {wall:.1f} |")
         lines.append("".join(row))
     return "\n".join(lines)
-
-
-def reversed_pairs(costs: list[Cost]) -> list[tuple[float, float]]:
-    """(CPU, wall) of each run."""
-    return [(cost.cpu, cost.wall) for cost in costs]
 
 
 OPENING = """
