@@ -95,12 +95,17 @@ class MaskfieldPipeline(VanillaPipeline):
             evaluator.add(names[int(batch["image_idx"])], outputs, batch["image"])
             return original(outputs, batch)
 
-        # The views are rendered once, inside nerfstudio's loop: scoring listens in on it.
-        self.model.get_image_metrics_and_images = scored  # pyright: ignore[reportAttributeAccessIssue]
+        # The views are rendered once, inside nerfstudio's loop: scoring listens in on it. Images of masks and phrases,
+        # a third of the work, are made where they are written.
+        overridden: dict[str, Any] = {"get_image_metrics_and_images": scored}
+        if output_path is None:
+            overridden["add_mask_pictures"] = lambda outputs: outputs
+        vars(self.model).update(overridden)
         try:
             metrics = super().get_average_eval_image_metrics(step, output_path, get_std)
         finally:
-            del self.model.get_image_metrics_and_images
+            for name in overridden:
+                delattr(self.model, name)
         figures, details = evaluator.summary()
         if output_path is not None:
             evaluator.write(output_path / "segmentation.json", details)

@@ -226,9 +226,19 @@ class _LaterMetric(_LaterFunction):
         return self.Metric(lambda: super(_LaterMetric, self).__call__(*args, **kwargs))
 
 
+class _Psnr(_LaterFunction):
+    """In place of the class of torchmetrics' PSNR, whose formula does not need the library."""
+
+    def __call__(self, data_range: float) -> Callable[[Any, Any], Any]:
+        def psnr(prediction: Any, target: Any) -> Any:
+            return 10 * (data_range**2 / (prediction - target).square().mean()).log10()
+
+        return psnr
+
+
 _METRICS: dict[str, tuple[str, type[_LaterFunction]]] = {
     "torchmetrics.functional": ("structural_similarity_index_measure", _LaterFunction),
-    "torchmetrics.image": ("PeakSignalNoiseRatio", _LaterMetric),
+    "torchmetrics.image": ("PeakSignalNoiseRatio", _Psnr),
     "torchmetrics.image.lpip": ("LearnedPerceptualImagePatchSimilarity", _LaterMetric),
 }
 """What nerfstudio's models import, by module."""
