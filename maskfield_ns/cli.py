@@ -61,10 +61,12 @@ class Extract:
     torch can use CUDA, else maskfield-splat-lite."""
     cache_dir: Path | None = None
     """Folder of the mask cache; default: maskfield_cache inside the capture."""
-    proposer: Literal["preset", "sam", "tiny-sam", "regions", "merged"] = "preset"
-    """Mask proposer; preset: the method's own."""
-    embedder: Literal["preset", "open-clip", "tiny-clip"] = "preset"
-    """Embedder of masks and phrases; preset: the method's own."""
+    proposer: str = "preset"
+    """Mask proposer: sam, tiny-sam, regions, merged, or one that an installed package adds; preset: the method's
+    own."""
+    embedder: str = "preset"
+    """Embedder of masks and phrases: open-clip, tiny-clip, or one that an installed package adds; preset: the method's
+    own."""
     missing_images: Literal["refuse", "skip"] = "refuse"
     """What happens to frames whose image file does not exist: skip leaves them out."""
     dataparser: tyro.conf.Positional[str] = ""
@@ -251,18 +253,8 @@ def entrypoint() -> None:
     if words == ["--version"]:
         print(f"maskfield-ns {__version__}")
         return
-    arguments, rest = split_arguments(todays_names(words))
     try:
-        command = tyro.cli(
-            Command,
-            args=arguments,
-            description="Open-vocabulary 3D segmentation for nerfstudio. maskfield --version prints the version; exit "
-            "code 3 means that nothing was found.",
-            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-        )
-        if isinstance(command, Extract):
-            command = replace(command, dataparser_options=tuple(rest))
-        code = execute(command)
+        code = execute(parse(words))
         sys.stdout.flush()
     except NothingFoundError as error:
         print(f"not found: {error}", file=sys.stderr)
@@ -275,6 +267,19 @@ def entrypoint() -> None:
         code = quiet.INTERRUPTED if isinstance(error, KeyboardInterrupt) else quiet.NO_READER
     if code:
         sys.exit(code)
+
+
+def parse(words: Sequence[str]) -> Command:
+    """A command with its options; words that are none end the process as tyro does, with a message and exit code 2."""
+    arguments, rest = split_arguments(todays_names(words))
+    command = tyro.cli(
+        Command,
+        args=arguments,
+        description="Open-vocabulary 3D segmentation for nerfstudio. maskfield --version prints the version; exit "
+        "code 3 means that nothing was found.",
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+    return replace(command, dataparser_options=tuple(rest)) if isinstance(command, Extract) else command
 
 
 def execute(command: Command) -> int:

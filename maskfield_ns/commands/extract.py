@@ -28,8 +28,8 @@ def extract(
         data: capture folder, or its transforms.json; with another dataparser what that one takes.
         method: name of a registered method; its foundation models are used. None: :func:`usual_method`.
         cache_dir: folder of the cache; None: inside the capture.
-        proposer: kind of proposer (``mask_source.PROPOSERS``), or "preset" for the method's own.
-        embedder: kind of embedder (``datamanager.EMBEDDERS``), or "preset".
+        proposer: kind of proposer (:mod:`maskfield_ns.foundation.registry`), or "preset" for the method's own.
+        embedder: kind of embedder (same module), or "preset".
         dataparser: name of a dataparser, as ns-train knows it; None: the method's own.
         dataparser_options: options of it, as a user would type them after its name.
         missing_images: what happens to frames whose image file does not exist.
@@ -97,8 +97,11 @@ def dataparser_config(name: str, options: Sequence[str] = ()) -> Any:
 def method_config(name: str) -> Any:
     """A copy of a method's trainer config, to be changed freely.
 
+    Args:
+        name: of a method of this package, or of another package's whose datamanager derives from one of ours.
+
     Raises:
-        MaskfieldError: this package registers no such method.
+        MaskfieldError: there is no such method, or it has no masks.
     """
     from nerfstudio.plugins.types import MethodSpecification
 
@@ -107,6 +110,14 @@ def method_config(name: str) -> Any:
     known = {
         str(spec.config.method_name): spec for spec in vars(configs).values() if isinstance(spec, MethodSpecification)
     }
-    if name not in known:
-        raise MaskfieldError(f"there is no method {name!r}; methods with mask fields: {', '.join(sorted(known))}")
-    return copy.deepcopy(known[name].config)
+    if name in known:
+        return copy.deepcopy(known[name].config)
+    from nerfstudio.configs.method_configs import all_methods
+
+    from maskfield_ns.data.mask_source import MaskSourceConfig
+
+    config = all_methods.get(name)
+    if config is None or not isinstance(config.pipeline.datamanager, MaskSourceConfig):
+        what = "there is no method" if config is None else "no masks are made for the method"
+        raise MaskfieldError(f"{what} {name!r}; methods with mask fields: {', '.join(sorted(known))}")
+    return copy.deepcopy(config)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,26 +23,13 @@ from maskfield_ns.data.mask_views import MaskTargets, MaskViews, grid_size, redu
 from maskfield_ns.data.target_files import kept_targets
 from maskfield_ns.errors import CacheError, CaptureError
 from maskfield_ns.foundation.base import EmbedderConfig, ProposerConfig
-from maskfield_ns.foundation.config import (
-    MergedConfig,
-    OpenClipConfig,
-    RegionsConfig,
-    SamConfig,
-    TinyClipConfig,
-    TinySamConfig,
-)
+from maskfield_ns.foundation.config import TinyClipConfig, TinySamConfig
+from maskfield_ns.foundation.registry import PRESET, embedder_config, proposer_config
 
 if TYPE_CHECKING:
     from maskfield_ns.cache.builder import BuildReport
     from maskfield_ns.cache.schema import CacheEntry
 
-PROPOSERS: dict[str, type[ProposerConfig]] = {
-    "sam": SamConfig,
-    "tiny-sam": TinySamConfig,
-    "regions": RegionsConfig,
-    "merged": MergedConfig,
-}
-EMBEDDERS: dict[str, type[EmbedderConfig]] = {"open-clip": OpenClipConfig, "tiny-clip": TinyClipConfig}
 _TINY_SAM, _TINY_CLIP = TinySamConfig(), TinyClipConfig()
 
 
@@ -52,12 +39,14 @@ class MaskSourceConfig:
 
     proposer: ProposerConfig = _TINY_SAM
     """What proposes masks."""
-    proposer_kind: Literal["preset", "sam", "tiny-sam", "regions", "merged"] = "preset"
-    """Another kind of proposer than the method's own, with its default settings; preset: the one described above."""
+    proposer_kind: str = PRESET
+    """Another kind of proposer than the method's own, with its default settings: sam, tiny-sam, regions, merged, or one
+    that an installed package adds; preset: the one described above."""
     embedder: EmbedderConfig = _TINY_CLIP
     """What embeds masks and phrases."""
-    embedder_kind: Literal["preset", "open-clip", "tiny-clip"] = "preset"
-    """Another kind of embedder than the method's own, with its default settings; preset: the one described above."""
+    embedder_kind: str = PRESET
+    """Another kind of embedder than the method's own, with its default settings: open-clip, tiny-clip, or one that an
+    installed package adds; preset: the one described above."""
     cache_dir: Path | None = None
     """Folder of the mask cache, built on first use. None: maskfield_cache inside the capture."""
     mask_start: int = 1100
@@ -69,11 +58,11 @@ class MaskSourceConfig:
 
     def get_proposer(self) -> ProposerConfig:
         """The proposer in use."""
-        return self.proposer if self.proposer_kind == "preset" else PROPOSERS[self.proposer_kind]()
+        return proposer_config(self.proposer_kind, self.proposer)
 
     def get_embedder(self) -> EmbedderConfig:
         """The embedder in use."""
-        return self.embedder if self.embedder_kind == "preset" else EMBEDDERS[self.embedder_kind]()
+        return embedder_config(self.embedder_kind, self.embedder)
 
     def get_cache_dir(self, capture_dir: Path) -> Path:
         """Where the mask cache of a capture is or will be."""
