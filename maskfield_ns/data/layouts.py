@@ -55,6 +55,9 @@ def read_class_list(path: Path) -> ClassList:
         raise BenchmarkError(
             f"{path}: line {number} is empty, but classes follow it; remove it (ids count lines, so check the labels)."
         )
+    wrong = next((n for n, line in enumerate(lines, 1) if len(line) > _MAX_NAME or not line.isprintable()), None)
+    if wrong is not None and "\t" not in lines[wrong - 1]:
+        raise BenchmarkError(f"{path}: line {wrong} is no class: {lines[wrong - 1][:40]!a} ...")
     rows = [_ID_AND_NAME.fullmatch(line) for line in lines]
     header = rows[0] is None and _ID_HEADER.fullmatch(lines[0]) is not None
     if len(rows) > header and all(rows[header:]):
@@ -69,6 +72,8 @@ def read_class_list(path: Path) -> ClassList:
     return ClassList(tuple(lines))
 
 
+_MAX_NAME = 200
+"""Characters of a class; masks are called like classes, and file systems take 255 bytes."""
 _ID_AND_NAME = re.compile(r"(?P<id>[0-9]{1,6})\s*[\t,;:]\s*(?P<name>[^\t]*[^\t\s])")
 _ID_HEADER = re.compile(r"\W*(class\W*)?(id|index)s?\W*[\t,;]\s*\w[\w ]*", re.IGNORECASE)
 

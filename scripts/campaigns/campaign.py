@@ -87,7 +87,7 @@ class Campaign:
 
     def _fail(self, label: str, what: str) -> bool:
         self.failed += 1
-        self.failures.append(f"{label}: {what}")
+        self.failures.append(f"{label}: {what}"[:1000])
         return False
 
     def line(self) -> str:
@@ -117,14 +117,19 @@ def _alarm(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def parser(description: str | None, cases: int) -> argparse.ArgumentParser:
+    """Options that all campaigns have: --cases, --seconds, --seed, --output."""
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--cases", type=int, default=cases, help="how many, at most")
+    result.add_argument("--seconds", type=float, default=float("inf"), help="no new case after this time")
+    result.add_argument("--seed", type=int, default=0, help="of the cases")
+    result.add_argument("--output", type=Path, help="JSON file for the tallies")
+    return result
+
+
 def options(description: str | None, cases: int, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Command line of a campaign: --cases, --seconds, --seed, --output."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--cases", type=int, default=cases, help="how many, at most")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="no new case after this time")
-    parser.add_argument("--seed", type=int, default=0, help="of the cases")
-    parser.add_argument("--output", type=Path, help="JSON file for the tallies")
-    return parser.parse_args(arguments)
+    """Command line of a campaign without options of its own."""
+    return parser(description, cases).parse_args(arguments)
 
 
 def finish(campaigns: Sequence[Campaign], output: Path | None = None) -> int:
