@@ -23,6 +23,7 @@ from runs import DEMO_CAPTURE
 from maskfield_ns import configs
 from maskfield_ns.data.capture_source import CaptureDataset
 from maskfield_ns.data.dataparsers.captures import own_parser
+from maskfield_ns.data.mask_source import extract
 from maskfield_ns.data.points import read_points
 from maskfield_ns.data.undistortion import mark_fisheyes, undistortion
 from maskfield_ns.errors import CaptureError
@@ -333,6 +334,14 @@ def test_panoramas_and_a_fourth_coefficient(tmp_path: Path) -> None:
     refused("distortion_params", "12 numbers", data=tmp_path / "f")
 
 
+def test_a_fisheye_of_half_the_world(tmp_path: Path) -> None:
+    make_capture(tmp_path)
+    meta = read_transforms(tmp_path) | {"camera_model": "OPENCV_FISHEYE"}
+    write_transforms(tmp_path, meta | {"fl_x": 40 / np.pi, "fl_y": 40 / np.pi})
+    refused("180 degrees", str(tmp_path), "maskfield-lite", data=tmp_path)
+    assert len(parse(tmp_path).image_filenames) == 6
+
+
 def test_a_fisheye_without_coefficients_is_undistorted_as_one(tmp_path: Path) -> None:
     """An ideal fisheye's radius is the angle: a pixel at radius r belongs to the ray at tan(r)."""
     cameras = parse(camera_model(tmp_path, "OPENCV_FISHEYE")).cameras
@@ -367,3 +376,49 @@ def test_a_half_downloaded_image_or_mask_is_named(tmp_path: Path) -> None:
         with pytest.raises(CaptureError) as caught:
             dataset.get_data(0)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_other_dataparsers_fail_with_is_one_line(tmp_path: Path) -> None:
+    from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+
+    settings = copy.deepcopy(configs.maskfield_lite.config.pipeline.datamanager)
+    settings.dataparser = BlenderDataParserConfig(data=tmp_path)
+    settings.data = tmp_path
+    with pytest.raises(CaptureError, match=r"cannot be read by Blender: \w+Error") as caught:
+        extract(settings, "cpu")
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(CaptureError, match="cannot be read by Blender"):
+        settings.setup(test_mode="inference")
+
+
+def test_colmap_models_without_end(tmp_path: Path) -> None:
+    """A file of some bytes that announces 2^60 keypoints or points must not ask for the memory."""
+    make_colmap(tmp_path)
+    place = tmp_path / "sparse/0"
+    (place / "images.txt").unlink()
+    image = struct.pack("<i7di", 1, 1, 0, 0, 0, 0, 0, 0, 1) + b"left/8.png\0"
+    for content in (struct.pack("<Q", 2**60), struct.pack("<Q", 1) + image + struct.pack("<Q", 2**60), b"", b"\0" * 7):
+        (place / "images.bin").write_bytes(content)
+        refused("images.bin", "damaged", data=tmp_path)
+    make_colmap(tmp_path / "b")
+    point = struct.pack("<Q3d3BdQ", 1, 0, 0, 0, 1, 2, 3, 0.5, 2**60)
+    (tmp_path / "b/sparse/0/points3D.bin").write_bytes(struct.pack("<Q", 2**60) + point)
+    refused("points3D.bin", "damaged", data=tmp_path / "b")
+    names = (tmp_path / "b/sparse/0/images.txt").read_text()
+    (tmp_path / "b/sparse/0/images.txt").write_text(names.replace(" left/8.png", " /left/8.png"))
+    refused("absolute path", data=tmp_path / "b")
+
+
+def test_an_ideal_fisheye_is_trained_undistorted(tmp_path: Path) -> None:
+    """nerfstudio would take its pictures for those of a pinhole camera."""
+    capture = camera_model(tmp_path, "OPENCV_FISHEYE")
+    settings = copy.deepcopy(configs.maskfield_splat_lite.config.pipeline.datamanager)
+    settings.data = capture
+    manager = settings.setup(test_mode="test")
+    how = manager.train_dataset.metadata["eval_undistortions"][0]
+    assert how is not None
+    camera, data = manager.fixed_indices_eval_dataloader[0]
+    np.testing.assert_allclose(float(camera.fx), how.lens.undistorted[0, 0], rtol=1e-5)
+    assert abs(float(camera.fx) - 40.0) > 0.5
+    with Image.open(manager.eval_dataset.image_filenames[0]) as image:
+        assert not np.array_equal(data["image"].numpy(), np.asarray(image))

@@ -62,6 +62,11 @@ def test_no_scene(tmp_path: Path) -> None:
         refused(kind, tmp_path / "nowhere", "nowhere", "--data")
 
 
+def test_the_root_of_a_benchmark_is_told_from_a_scene(copy: Callable[[str], Path]) -> None:
+    data = copy("lerf-ovs")
+    refused("lerf-ovs", data.parent, "is no scene", data.name, f"--data {data}")
+
+
 def test_damaged_models(copy: Callable[[str], Path]) -> None:
     data = copy("lerf-ovs")
     whole = (data / "sparse/0/images.bin").read_bytes()

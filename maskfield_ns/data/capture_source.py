@@ -10,9 +10,10 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from PIL import Image
 
+from maskfield_ns.compat import TRACEBACK_VARIABLE
 from maskfield_ns.data.capture import CaptureSummary
 from maskfield_ns.data.dataparsers.captures import CaptureDataParser, own_parser
-from maskfield_ns.errors import CaptureError
+from maskfield_ns.errors import CaptureError, MaskfieldError
 
 
 @dataclass
@@ -31,11 +32,45 @@ class CaptureSourceConfig:
         """Raises CaptureError for cameras that the method cannot render."""
 
 
+def named_errors(dataparser: Any) -> Any:
+    """Lets whatever another dataparser fails with name the data that it could not read.
+
+    Dataparsers of nerfstudio fail with assertions, missing keys, or at a prompt that nobody answers.
+    """
+    if isinstance(dataparser, CaptureDataParser):
+        return dataparser
+    read = dataparser.get_dataparser_outputs
+
+    def reading(*args: Any, **options: Any) -> Any:
+        try:
+            return read(*args, **options)
+        except MaskfieldError:
+            raise
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
+            raise CaptureError(
+                f"{dataparser.config.data} cannot be read by {type(dataparser).__name__}: {type(error).__name__}: "
+                f"{lines[0][:300]} ({TRACEBACK_VARIABLE}=1 shows where)"
+            ) from error
+
+    dataparser.get_dataparser_outputs = reading
+    return dataparser
+
+
 class CaptureSource:
     """Mixin for a nerfstudio datamanager whose config is a :class:`CaptureSourceConfig`."""
 
     config: Any
-    dataparser: Any
+    _dataparser: Any
+
+    @property
+    def dataparser(self) -> Any:
+        """What reads the capture; nerfstudio's datamanagers make it of the config."""
+        return self._dataparser
+
+    @dataparser.setter
+    def dataparser(self, dataparser: Any) -> None:
+        self._dataparser = named_errors(dataparser)
 
     @property
     def capture(self) -> CaptureSummary | None:

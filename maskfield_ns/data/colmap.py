@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskfield_ns.data.transforms import Declared, Frame, check_places
+from maskfield_ns.data.transforms import Declared, Frame, check_intrinsics, check_places, check_pose
 from maskfield_ns.errors import BenchmarkError, CaptureError
 
 WORLD = ((1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, -1.0, 0.0, 0.0))
@@ -47,8 +47,13 @@ def declare(
         what = f"{len(broken)} images with poses that are not finite ({broken[0]})" if broken else "only one image"
         raise CaptureError(f"{model} has {what}; run COLMAP's mapper again.")
     world = np.array(WORLD)[:, :3] if upright else np.eye(3)
+    outside = [shot.image.name for shot in shots if not shot.image.is_relative_to(folder / images)]
+    if outside:
+        raise CaptureError(f"{model} names {outside[0]} by an absolute path; names are relative to {folder / images}.")
     frames = []
     for shot in shots:
+        check_pose(model, shot.image.name, np.vstack([shot.pose, (0, 0, 0, 1)]))
+        check_intrinsics(model, shot.image.name, shot.focal, shot.centre, shot.size)
         name = shot.image.relative_to(folder).as_posix()
         mask = None if masks is None else (Path(masks) / shot.image.relative_to(folder / images)).with_suffix(".png")
         pose = tuple(tuple(row) for row in (world @ shot.pose).tolist())

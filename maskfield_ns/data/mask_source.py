@@ -19,6 +19,7 @@ from PIL import Image
 
 from maskfield_ns.cache.schema import CACHE_FOLDER
 from maskfield_ns.data.capture import CaptureSummary
+from maskfield_ns.data.capture_source import named_errors
 from maskfield_ns.data.mask_views import MaskTargets, MaskViews, grid_size, reduce_masks
 from maskfield_ns.data.target_files import kept_targets
 from maskfield_ns.errors import CacheError, CaptureError
@@ -254,7 +255,7 @@ def extract(config: Any, device: torch.device | str, *, progress: bool = True) -
     config.use_own_parser()
     if config.data is not None:
         config.dataparser.data = Path(config.data)
-    outputs = config.dataparser.setup().get_dataparser_outputs(split="train")
+    outputs = named_errors(config.dataparser.setup()).get_dataparser_outputs(split="train")
     config.check_cameras(outputs.cameras)
     paths = list(outputs.image_filenames)
     data = Path(config.dataparser.data)

@@ -249,17 +249,28 @@ def _intrinsics(
     else:
         focal_x, focal_y = needed("fl_x"), needed("fl_y")
         center = needed("cx"), needed("cy")
+    check_intrinsics(path, name, (focal_x, focal_y), center, size)
+    return {"focal": (focal_x, focal_y), "center": center, "size": size}
+
+
+def check_intrinsics(
+    path: Path, name: str, focal: tuple[float, float], center: tuple[float, float], size: tuple[int, int]
+) -> None:
+    """Focal lengths and principal point must be possible for an image of that size.
+
+    Raises:
+        CaptureError: they are not.
+    """
     low, high = (limit * max(size) for limit in _FOCAL_RANGE)
-    for key, value in (("fl_x", focal_x), ("fl_y", focal_y)):
+    for key, value in zip(("fl_x", "fl_y"), focal, strict=True):
         if not low <= value <= high:
             raise CaptureError(
                 f'{path}: "{key}" of {name} is {shown(value)} pixels, no focal length for an image of '
                 f"{size[0]}x{size[1]}; correct it."
             )
-    for key, value, side in (("cx", center[0], size[0]), ("cy", center[1], size[1])):
-        if abs(value) > _FAR_CENTER * side:
+    for key, value, side in zip(("cx", "cy"), center, size, strict=True):
+        if not abs(value) <= _FAR_CENTER * side:
             raise CaptureError(f'{path}: "{key}" of {name} is {shown(value)}, far outside of the image; correct it.')
-    return {"focal": (focal_x, focal_y), "center": center, "size": size}
 
 
 def _angle_focal(path: Path, key: str, angle: Any, side: int) -> float:
@@ -308,6 +319,16 @@ def _pose(path: Path, frame: Mapping[str, Any], name: str) -> Pose:
     if not all(is_number(value) for row in rows for value in row):
         raise CaptureError(f'{path}: "transform_matrix" of {name} holds NaN or infinity; remove that frame.')
     pose = np.array(rows, np.float64)
+    check_pose(path, name, pose)
+    return tuple(tuple(row) for row in pose[:3].tolist())
+
+
+def check_pose(path: Path, name: str, pose: np.ndarray) -> None:
+    """A camera-to-world matrix [4, 4] of finite numbers must be a rotation with a position.
+
+    Raises:
+        CaptureError: it is none, or mirrors the scene.
+    """
     if np.abs(pose[:3, 3]).max() > _MAX_POSITION:
         raise CaptureError(f'{path}: "transform_matrix" of {name} puts the camera at {shown(pose[:3, 3].tolist())}.')
     rotation = pose[:3, :3]
@@ -321,7 +342,6 @@ def _pose(path: Path, frame: Mapping[str, Any], name: str) -> Pose:
             f'{path}: "transform_matrix" of {name} {what}; a camera-to-world matrix has three orthogonal columns of '
             "length 1, a position, and the last row 0, 0, 0, 1."
         )
-    return tuple(tuple(row) for row in pose[:3].tolist())
 
 
 def _check_places(path: Path, frames: Sequence[Frame]) -> None:

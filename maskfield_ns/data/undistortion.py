@@ -24,6 +24,8 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 _ROUNDS = 100
 """Iterations that OpenCV may take to take the distortion off a point; it stops when nothing changes any more."""
 _ALMOST_NOTHING = 1e-12
+_NARROWEST = 0.05
+"""Share of its own focal length that an undistorted fisheye must keep, or its image is a few pixels of the middle."""
 _NERF = "train the NeRF method (maskfield, maskfield-lite)"
 _NAMES = {kind.value: name for name, kind in CAMERA_MODEL_TO_TYPE.items()}
 """What transforms.json calls the models."""
@@ -162,6 +164,34 @@ def check_cameras(cameras: Cameras, where: object = "the capture") -> None:
             f'{where}: the distortion coefficient "k4" cannot be taken off the images, which Gaussians need: '
             f"calibrate with k1 to k3, undistort the images first, or {_NERF}"
         )
+    if CameraType.FISHEYE.value in kinds:
+        _check_fisheyes(cameras, where)
+
+
+def _check_fisheyes(cameras: Cameras, where: object) -> None:
+    """A pinhole image of half the world would have no end: a fisheye must see clearly less than 180 degrees."""
+    rows = torch.cat(
+        [cameras.fx, cameras.fy, cameras.cx, cameras.cy, cameras.width, cameras.height, cameras.distortion_params], -1
+    )
+    for fx, fy, cx, cy, width, height, *d in torch.unique(rows.reshape(-1, rows.shape[-1]), dim=0).double().tolist():
+        matrix = np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]])
+        new = _pinhole_of_fisheye(matrix, np.array(d[:4]), (int(width), int(height)))
+        middle = 0 <= new[0, 2] <= width and 0 <= new[1, 2] <= height
+        if not (np.isfinite(new).all() and middle and min(new[0, 0] / fx, new[1, 1] / fy) > _NARROWEST):
+            raise CaptureError(
+                f"{where}: the fisheye sees too much for a pinhole image (180 degrees or nearly so), which Gaussians "
+                f"need: crop the images, or {_NERF}"
+            )
+
+
+def _pinhole_of_fisheye(
+    matrix: Float64[np.ndarray, "3 3"], coefficients: Float64[np.ndarray, 4], size: tuple[int, int]
+) -> Float64[np.ndarray, "3 3"]:
+    """The camera that nerfstudio undistorts a fisheye's images to."""
+    import cv2
+
+    new = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(matrix, coefficients, size, np.eye(3), balance=0)
+    return np.asarray(new, np.float64)
 
 
 def mark_fisheyes(cameras: Cameras) -> None:
@@ -205,11 +235,8 @@ def undistortion(camera: Cameras) -> Undistortion | None:
         maps = cv2.initUndistortRectifyMap(matrix, coefficients, None, new, (width, height), cv2.CV_32FC1)  # type: ignore[call-overload]
     else:
         w, h = width, height
-        identity = np.eye(3)
-        new = cv2.fisheye.estimateNewCameraMatrixForUndistortRectify(
-            matrix, d[:4], (width, height), identity, balance=0
-        )
-        maps = cv2.fisheye.initUndistortRectifyMap(matrix, d[:4], identity, new, (width, height), cv2.CV_32FC1)
+        new = _pinhole_of_fisheye(matrix, d[:4], (width, height))
+        maps = cv2.fisheye.initUndistortRectifyMap(matrix, d[:4], np.eye(3), new, (width, height), cv2.CV_32FC1)
     x, y = (m[top : top + h, left : left + w] for m in maps)
     positions = np.stack([(x + 0.5) / width, (y + 0.5) / height], axis=-1)
     fisheye, undistorted = kind == CameraType.FISHEYE.value, np.asarray(new, np.float64)

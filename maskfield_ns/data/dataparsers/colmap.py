@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from nerfstudio.data.utils import colmap_parsing_utils as colmap
@@ -13,6 +13,20 @@ from nerfstudio.process_data.colmap_utils import parse_colmap_camera_params
 
 from maskfield_ns.data.dataparsers.common import Shot, opencv_to_opengl
 from maskfield_ns.errors import BenchmarkError
+
+_MAX_SIDE = 10**6
+_DAMAGE = (
+    struct.error,
+    ValueError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    OSError,
+    AssertionError,
+    MemoryError,
+)
+"""What readers raise on files that are not what they should be."""
 
 
 def read_shots(model: Path, images: Path, by_name: bool = True) -> list[Shot]:
@@ -22,9 +36,12 @@ def read_shots(model: Path, images: Path, by_name: bool = True) -> list[Shot]:
         BenchmarkError: no such model, damaged or incomplete files, or a camera that nerfstudio cannot render.
     """
     cameras = _read(model, "cameras", colmap.read_cameras_binary, colmap.read_cameras_text)
-    views = _read(model, "images", colmap.read_images_binary, colmap.read_images_text)
+    views = _read(model, "images", _images, colmap.read_images_text)
     if not views:
         raise BenchmarkError(f"{model} has no registered image.")
+    sides = [side for camera in cameras.values() for side in (camera.width, camera.height)]
+    if not all(0 < side <= _MAX_SIDE for side in sides):
+        raise BenchmarkError(f"{model}: a camera is for images of {min(sides)} or {max(sides)} pixels; it is damaged.")
     intrinsics = {identity: _intrinsics(model, camera) for identity, camera in cameras.items()}
     shots = []
     for view in sorted(views.values(), key=lambda each: each.name if by_name else each.id):
@@ -47,10 +64,55 @@ def read_points(model: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """
     if not any((model / f"points3D.{suffix}").exists() for suffix in ("bin", "txt")):
         return None
-    points = _read(model, "points3D", colmap.read_points3D_binary, colmap.read_points3D_text)
+    points = _read(model, "points3D", _points, colmap.read_points3D_text)
     if not points:
         return None
     return np.stack([p.xyz for p in points.values()]), np.stack([p.rgb for p in points.values()])
+
+
+class _View(NamedTuple):
+    """What is needed of a registered image, with the names of nerfstudio's reader."""
+
+    id: int
+    qvec: np.ndarray
+    tvec: np.ndarray
+    camera_id: int
+    name: str
+
+
+class _Point(NamedTuple):
+    xyz: np.ndarray
+    rgb: np.ndarray
+
+
+def _images(path: Path) -> dict[int, _View]:
+    """``images.bin`` without its keypoints, of which nerfstudio's reader would allocate as many as a file announces."""
+    data, views, at = path.read_bytes(), {}, 8
+    (count,) = struct.unpack_from("<Q", data, 0)
+    for _ in range(count):
+        identity, *numbers, camera = struct.unpack_from("<i7di", data, at)
+        end = data.index(b"\0", at + 64)
+        (keypoints,) = struct.unpack_from("<Q", data, end + 1)
+        views[identity] = _View(
+            identity, np.array(numbers[:4]), np.array(numbers[4:]), camera, data[at + 64 : end].decode("utf-8")
+        )
+        at = end + 9 + 24 * keypoints
+        if at > len(data):
+            raise ValueError("it ends before its last image does")
+    return views
+
+
+def _points(path: Path) -> dict[int, _Point]:
+    """``points3D.bin`` without its tracks."""
+    data, points, at = path.read_bytes(), {}, 8
+    (count,) = struct.unpack_from("<Q", data, 0)
+    for _ in range(count):
+        identity, x, y, z, red, green, blue, _, track = struct.unpack_from("<Q3d3BdQ", data, at)
+        points[identity] = _Point(np.array((x, y, z)), np.array((red, green, blue), np.uint8))
+        at += 51 + 8 * track
+        if at > len(data):
+            raise ValueError("it ends before its last point does")
+    return points
 
 
 def _read(
@@ -62,9 +124,9 @@ def _read(
             continue
         try:
             return reader(path)
-        except (struct.error, ValueError, IndexError, KeyError, OSError, UnicodeDecodeError, AssertionError) as error:
+        except _DAMAGE as error:
             raise BenchmarkError(
-                f"{path} is damaged or cut short ({error}); download the scene's COLMAP model again."
+                f"{path} is damaged or cut short ({error}); make or download the COLMAP model again."
             ) from error
     raise BenchmarkError(
         f"There is no COLMAP model at {model}: expected {model / name}.bin (or .txt). "
