@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from maskfield_ns.errors import BenchmarkError
+from maskfield_ns.errors import BenchmarkError, MaskfieldError
 from maskfield_ns.evaluation.protocols.registry import BENCHMARKS, Benchmark, published_tables
 from maskfield_ns.evaluation.published import published
 from maskfield_ns.evaluation.tables import RunResult, Table, build_table, comma_separated, latex, markdown, split_name
-from maskfield_ns.files import write_text
+from maskfield_ns.files import read_json, write_text
 
 _HOW = "ns-eval --load-config RUN/config.yml --output-path RUN/benchmark.json --render-output-path RUN/eval"
 
@@ -115,8 +113,8 @@ def _as_scored(result: RunResult) -> Benchmark:
 
 def _read(path: Path) -> RunResult | None:
     try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data = read_json(path, "results")
+    except MaskfieldError:
         return None
     if not isinstance(data, dict):
         return None

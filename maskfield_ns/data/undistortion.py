@@ -170,9 +170,9 @@ def check_cameras(cameras: Cameras, where: object = "the capture") -> None:
 
 def _check_fisheyes(cameras: Cameras, where: object) -> None:
     """A pinhole image of half the world would have no end: a fisheye must see clearly less than 180 degrees."""
-    rows = torch.cat(
-        [cameras.fx, cameras.fy, cameras.cx, cameras.cy, cameras.width, cameras.height, cameras.distortion_params], -1
-    )
+    params = cameras.distortion_params
+    assert params is not None
+    rows = torch.cat([cameras.fx, cameras.fy, cameras.cx, cameras.cy, cameras.width, cameras.height, params], -1)
     for fx, fy, cx, cy, width, height, *d in torch.unique(rows.reshape(-1, rows.shape[-1]), dim=0).double().tolist():
         matrix = np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]])
         new = _pinhole_of_fisheye(matrix, np.array(d[:4]), (int(width), int(height)))
