@@ -24,7 +24,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from maskfield_ns.errors import CaptureError, MaskfieldError
-from maskfield_ns.ns_commands import open_runs_where_they_are
 from maskfield_ns.old_addresses import answer_old_names
 from maskfield_ns.startup import lazy_metrics, skip_source_lookups
 
@@ -49,7 +48,6 @@ def apply() -> None:
     keep_viewer_local()
     quiet_known_warnings()
     skip_source_lookups()
-    open_runs_where_they_are()
 
 
 def quiet_known_warnings() -> None:

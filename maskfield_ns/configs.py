@@ -24,12 +24,14 @@ from maskfield_ns.foundation.config import MergedConfig, OpenClipConfig, SamConf
 from maskfield_ns.models.maskfield import MaskfieldModelConfig
 from maskfield_ns.models.optimizers import FusedAdamOptimizerConfig
 from maskfield_ns.models.splat import MaskfieldSplatModelConfig
+from maskfield_ns.ns_commands import open_runs_where_they_are
 from maskfield_ns.pipeline import MaskfieldPipelineConfig
 from maskfield_ns.systems.mask_field.mask_stage import MaskStageConfig
 from maskfield_ns.training import MaskfieldTrainer
 from maskfield_ns.viewer.guard import guard_viewers
 
 compat.apply()
+open_runs_where_they_are()
 guard_viewers()
 
 _NEVER = 10**9
@@ -141,7 +143,7 @@ maskfield_lite = MethodSpecification(
                     hidden_dim=32,
                     implementation="torch",
                 ),
-                mask_stage=MaskStageConfig(num_queries=600),
+                system=MaskStageConfig(num_queries=600),
             ),
         ),
         optimizers={
@@ -247,7 +249,7 @@ maskfield_splat_lite = MethodSpecification(
                 max_gaussians=20000,
                 num_downscales=1,
                 resolution_schedule=250,
-                mask_stage=MaskStageConfig(num_queries=600),
+                system=MaskStageConfig(num_queries=600),
             ),
         ),
         optimizers={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -10,15 +11,21 @@ import numpy as np
 from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
 
 from maskfield_ns.answers.render import Outputs
+from maskfield_ns.data.run_info import RunInfo
+from maskfield_ns.editing.edits import EditList
+from maskfield_ns.editing.show import set_edits
 from maskfield_ns.evaluation.benchmark import BenchmarkEvaluator
 from maskfield_ns.evaluation.evaluators import AgreementEvaluator, Evaluator, LabelEvaluator
 from maskfield_ns.evaluation.labels import LabelledCapture
 from maskfield_ns.evaluation.undistorted_labels import ServedLabels
 from maskfield_ns.models.base_run import adopt_config, open_base_run, start_at_mask_stage
-from maskfield_ns.models.queryable import QueryableConfig, QueryableModel
+from maskfield_ns.models.contract import AnyModel
+from maskfield_ns.models.queryable import QueryableConfig, QueryableMixin
 from maskfield_ns.runs import note_data
+from maskfield_ns.viewer.control import PanelControl
 
 
 @dataclass
@@ -43,9 +50,26 @@ class MaskfieldPipeline(VanillaPipeline):
             adopt_config(config, self._base)
         super().__init__(config, device, test_mode, **kwargs)  # type: ignore[arg-type]
         if self._base is not None:
-            cast(QueryableModel, self.model).load_base(self._base.tensors())
+            self._asked.load_base(self._base.tensors())
             self.model.to(device)
             CONSOLE.print(f"Colours and geometry: {self._base.checkpoint}")
+        self._asked.presenter = PanelControl(cast(AnyModel, self.model))
+
+    @property
+    def _asked(self) -> QueryableMixin:
+        """The model, by what makes it answer questions."""
+        return cast(QueryableMixin, self.model)
+
+    def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
+        """Loads a checkpoint, and in an opened run shows the edits that the config names.
+
+        Raises:
+            EditError: the edit file cannot be read, or was made in another run.
+        """
+        super().load_pipeline(loaded_state, step)
+        model = self._asked
+        if model.config.edit_file and self.test_mode != "val":
+            set_edits(cast(AnyModel, self.model), EditList.load(Path(model.config.edit_file)))
 
     def get_training_callbacks(self, training_callback_attributes: TrainingCallbackAttributes) -> list:
         """The model's and the datamanager's; with a base run the training begins at the mask stage."""
@@ -61,7 +85,7 @@ class MaskfieldPipeline(VanillaPipeline):
         """A colour step, or from the datamanager's ``mask_start`` on a mask step."""
         ray_bundle, batch = self.datamanager.next_train(step)
         if "mask_view" in batch:
-            return cast(QueryableModel, self.model).mask_step(int(batch["mask_view"]), cast(Any, self.datamanager).look)
+            return self._asked.mask_step(int(batch["mask_view"]), cast(Any, self.datamanager).look)
         outputs = self._model(ray_bundle)
         metrics = self.model.get_metrics_dict(outputs, batch)
         return outputs, self.model.get_loss_dict(outputs, batch, metrics), metrics
@@ -77,35 +101,26 @@ class MaskfieldPipeline(VanillaPipeline):
         """
         assert self.datamanager.train_dataset is not None
         metadata = self.datamanager.train_dataset.metadata
-        undistortions = metadata.get("eval_undistortions") or [None] * len(metadata["eval_image_names"])
-        served = dict(zip(metadata["eval_image_names"], undistortions, strict=True))
-        benchmark = metadata.get("benchmark")
-        labels = None if benchmark else LabelledCapture.load(metadata["capture_dir"])
+        info, benchmark = RunInfo.of(metadata), metadata.get("benchmark")
+        served = info.eval_views
+        assert info.capture_dir is not None and info.proposer is not None
+        labels = None if benchmark else LabelledCapture.load(info.capture_dir)
+        model = cast(AnyModel, self.model)
         evaluator: Evaluator | BenchmarkEvaluator
         if benchmark:
-            evaluator = BenchmarkEvaluator(self.model, benchmark, output_path, served)
+            evaluator = BenchmarkEvaluator(model, benchmark, output_path, served)
         elif labels is not None:
-            evaluator = LabelEvaluator(self.model, ServedLabels(labels, served))
+            evaluator = LabelEvaluator(model, ServedLabels(labels, served))
         else:
-            evaluator = AgreementEvaluator(self.model, metadata["proposer_config"])
-        names = metadata["eval_image_names"]
-        original = self.model.get_image_metrics_and_images
+            evaluator = AgreementEvaluator(model, info.proposer)
 
-        def scored(outputs: Outputs, batch: dict) -> tuple[dict, dict]:
-            evaluator.add(names[int(batch["image_idx"])], outputs, batch["image"])
-            return original(outputs, batch)
+        def score(outputs: Outputs, batch: Mapping[str, Tensor]) -> None:
+            evaluator.add(info.eval_image_names[int(batch["image_idx"])], outputs, batch["image"])
 
         # The views are rendered once, inside nerfstudio's loop: scoring listens in on it. Images of masks and phrases,
         # a third of the work, are made where they are written.
-        overridden: dict[str, Any] = {"get_image_metrics_and_images": scored}
-        if output_path is None:
-            overridden["add_mask_pictures"] = lambda outputs: outputs
-        vars(self.model).update(overridden)
-        try:
+        with self._asked.listening(score, images=output_path is not None):
             metrics = super().get_average_eval_image_metrics(step, output_path, get_std)
-        finally:
-            for name in overridden:
-                delattr(self.model, name)
         figures, details = evaluator.summary()
         if output_path is not None:
             evaluator.write(output_path / "segmentation.json", details)

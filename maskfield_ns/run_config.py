@@ -129,7 +129,8 @@ class _SettingsLoader(yaml.SafeLoader):
         fields = self.construct_mapping(node, deep=True)
         if not all(isinstance(key, str) and key.isidentifier() and not key.startswith("__") for key in fields):
             raise _ForeignName(suffix)
-        setting.__dict__.update(fields)
+        restore = getattr(setting, "__setstate__", setting.__dict__.update)  # a config may know its earlier forms
+        restore(fields)
 
     def applied(self, suffix: str, node: yaml.Node) -> Any:
         """``python/object/apply:``, a path, a member of an enumeration, or a class with a class as its parameter."""

@@ -358,7 +358,7 @@ class Scene:
         """
         datamanager = self.pipeline.datamanager
         dataset = datamanager.train_dataset if split == "train" else datamanager.eval_dataset
-        names = datamanager.train_dataset.metadata["train_image_names" if split == "train" else "eval_image_names"]
+        names = datamanager.info.train_image_names if split == "train" else datamanager.info.eval_image_names
         named = []
         for index, name in enumerate(names):
             camera = dataset.cameras[index : index + 1].to(self.model.device)

@@ -217,7 +217,7 @@ def main() -> None:
                 report["latency"][method] = latency(scene, options.repeats)
             if options.only == "latency":
                 continue
-            own = Path(scene.pipeline.datamanager.train_dataset.metadata["capture_dir"])
+            own = Path(scene.pipeline.datamanager.capture_dir)
             capture = next((p for p in options.labels if p.name == own.name), own)
             labels = LabelledCapture.load(capture)
             if labels is not None:

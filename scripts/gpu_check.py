@@ -33,7 +33,7 @@ from maskfield_ns.answers import decision
 from maskfield_ns.answers.decision import DecisionRule
 from maskfield_ns.splatting import prepare_view, rasterize, rasterize_features
 from maskfield_ns.splatting.cuda import CHANNELS_AT_ONCE
-from maskfield_ns.systems.mask_field.head import QueryHead
+from maskfield_ns.systems.query_head import QueryHead
 
 IMAGE_TOLERANCE, GRADIENT_TOLERANCE = 2e-3, 1e-2
 """Largest difference of a pixel (values about 1), and of gradients relative to the largest one. Where the Gaussian that

@@ -7,7 +7,7 @@
     python scripts/measure.py --output OUT --update-readme
 
 Every invocation adds to OUT/figures.json and writes OUT/figures.md; what is measured again, a capture with the same
-proposer, method and rule, replaces its old figures.
+proposer and method, replaces its old figures.
 Every run trains from the start; the mask cache is made once per capture and shared. Captures are only read.
 """
 
@@ -50,10 +50,8 @@ class Measure:
     """Folder for runs, caches, logs, figures.json and figures.md."""
     captures: tuple[Path, ...] = ()
     """Captures, each under the name of its folder."""
-    methods: tuple[Literal["maskfield-splat-lite", "maskfield-lite"], ...] = ("maskfield-splat-lite", "maskfield-lite")
+    methods: tuple[str, ...] = ("maskfield-splat-lite", "maskfield-lite")
     """Methods to train."""
-    rules: tuple[Literal["consensus", "reference"], ...] = ("consensus",)
-    """Mask-stage rules to train with."""
     max_side: int = 0
     """Pictures are halved until their long side is at most this many pixels; 0: full size."""
     proposer: Literal["preset", "sam", "tiny-sam", "regions", "merged"] = "preset"
@@ -75,9 +73,8 @@ class Measure:
         for capture in self.captures:
             entry = self._begin(capture.resolve())
             for method in self.methods:
-                for rule in self.rules:
-                    figures = self._measure(capture.resolve(), method, rule, entry["scale"])
-                    self._add_run(self._name(capture.resolve()), entry, f"{method}, {rule}", figures)
+                figures = self._measure(capture.resolve(), method, entry["scale"])
+                self._add_run(self._name(capture.resolve()), entry, method, figures)
         if self.demo:
             folder = self.output / "demo"
             run_step("demo", "demo", ["maskfield", "demo", "--output", str(folder)], self.output / "demo.log")
@@ -144,16 +141,15 @@ class Measure:
             "runs": before.get("runs", {}),
         }
 
-    def _measure(self, capture: Path, method: str, rule: str, scale: float) -> dict[str, Any]:
-        """Trains with one method and rule and evaluates on the held-out views."""
-        folder, stamp = self.output / capture.name, f"{method}-{rule}-{time.strftime('%Y%m%d-%H%M%S')}"
+    def _measure(self, capture: Path, method: str, scale: float) -> dict[str, Any]:
+        """Trains with one method and evaluates on the held-out views."""
+        folder, stamp = self.output / capture.name, f"{method}-{time.strftime('%Y%m%d-%H%M%S')}"
         where = ["--output-dir", str(self.output / "runs"), "--experiment-name", capture.name, "--timestamp", stamp]
         manager = {"cache-dir": folder / "cache", "proposer-kind": self.proposer, "camera-res-scale-factor": scale}
         settings = [str(word) for key, value in manager.items() for word in (f"--pipeline.datamanager.{key}", value)]
-        settings += ["--pipeline.model.mask-stage.rule", rule]
         steps: list[Step] = [
             run_step(
-                f"{capture.name}: training, {method}, {rule} rule",
+                f"{capture.name}: training, {method}",
                 "train",
                 ["ns-train", method, "--data", str(capture), *where, "--vis", "tensorboard", *settings],
                 folder / f"{stamp}-train.log",
@@ -163,7 +159,7 @@ class Measure:
         metrics = folder / f"{stamp}.json"
         steps.append(
             run_step(
-                f"{capture.name}: evaluation, {method}, {rule} rule",
+                f"{capture.name}: evaluation, {method}",
                 "evaluate",
                 [
                     *("ns-eval", "--load-config", config),
@@ -177,7 +173,7 @@ class Measure:
         )
         results = json.loads(metrics.read_text(encoding="utf-8"))["results"]
         print("    " + ", ".join(f"{key} {results[key]:.3f}" for key in COLUMNS if key in results), flush=True)
-        return {"method": method, "rule": rule, "figures": results, "steps": [step.to_json() for step in steps]}
+        return {"method": method, "figures": results, "steps": [step.to_json() for step in steps]}
 
 
 def markdown(known: dict[str, Any]) -> str:
@@ -186,7 +182,7 @@ def markdown(known: dict[str, Any]) -> str:
     captures = dict(sorted(known.get("captures", {}).items()))
     if captures:
         titles = [title for title, _ in COLUMNS.values()]
-        header = ["capture", "method", "rule", *titles, "train", "evaluate", "peak memory"]
+        header = ["capture", "method", *titles, "train", "evaluate", "peak memory"]
         rows = [_row(name, run) for name, entry in captures.items() for _, run in sorted(entry["runs"].items())]
         parts.append(_table(header, rows))
         parts.append("\n".join(_about(name, entry) for name, entry in captures.items()))
@@ -207,7 +203,6 @@ def _row(name: str, run: dict[str, Any]) -> list[str]:
     return [
         name,
         run["method"],
-        run["rule"],
         *cells,
         *times,
         f"{max(step['peak_mb'] for step in run['steps']) / 1000:.1f} GB",

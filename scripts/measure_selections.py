@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the pictures, e.g. 0.5 for half")
     arguments = parser.parse_args()
     scene = Scene.load(arguments.run)
-    folder = scene.pipeline.datamanager.train_dataset.metadata["capture_dir"]
+    folder = scene.pipeline.datamanager.capture_dir
     labels = LabelledCapture.load(folder)
     if labels is None:
         parser.error(f"{folder} has no labels")

@@ -37,7 +37,7 @@ class Args:
 def main(args: Args) -> None:
     """Prints the scores' distribution and the best threshold."""
     scenes = [Scene.load(run) for run in args.runs]
-    labels = [LabelledCapture.load(s.model._metadata["capture_dir"]) for s in scenes]
+    labels = [LabelledCapture.load(s.pipeline.datamanager.capture_dir) for s in scenes]
     assert all(label is not None for label in labels), "every run must be trained on a labelled capture"
     own = [{phrase for phrase, _ in label.phrases()} for label in labels if label is not None]
     present, absent = [], []

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from maskfield_ns.data.mask_views import MaskViews, pack_targets
 from maskfield_ns.splatting import PreparedView, prepare_view, rasterize_features
-from maskfield_ns.systems.mask_field.head import QueryHead
 from maskfield_ns.systems.mask_field.mask_stage import MaskStage, MaskStageConfig, ViewState
+from maskfield_ns.systems.query_head import QueryHead
 
 EMBEDDING_DIM = 512
 LEVELS = 3

@@ -29,7 +29,7 @@ def make_run(folder: Path) -> Path:
     config.data, config.output_dir = make_small_demo(folder / "capture", frames=4, held_out=(2,)), folder / "runs"
     config.experiment_name, config.timestamp, config.vis = "made", "run", "viewer"
     config.pipeline.datamanager.data = config.data
-    config.pipeline.model.mask_stage.num_queries = 9
+    config.pipeline.model.system.num_queries = 9
     config.pipeline.model.num_random = 50
     config.save_config()
     pipeline = config.pipeline.setup(device="cpu", test_mode="test")

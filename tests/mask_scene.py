@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +12,10 @@ from torch import Tensor
 
 from maskfield_ns.data.mask_views import MaskViews, pack_targets
 from maskfield_ns.foundation.protocols import LEVELS
-from maskfield_ns.systems.mask_field.head import QueryHead
+from maskfield_ns.systems.base import Space
 from maskfield_ns.systems.mask_field.mask_stage import MaskStage, MaskStageConfig
+from maskfield_ns.systems.mask_field.published import PublishedConfig
+from maskfield_ns.systems.query_head import QueryHead
 
 HEIGHT, WIDTH, EMBEDDING_DIM = 12, 16, 8
 """Size of a view's ray grid."""
@@ -124,18 +128,20 @@ def faulty_scene() -> MaskScene:
     return make_scene(CORNERS, FAULTS)
 
 
-def make_stage(scene: MaskScene, num_queries: int = 18, feature_dim: int = 8, **settings: object) -> MaskStage:
-    """A stage and a head of the configured rule."""
-    config = MaskStageConfig(num_queries=num_queries, **settings)  # type: ignore[arg-type]
-    reference = config.rule == "reference"
+def make_stage(
+    scene: MaskScene, num_queries: int = 18, feature_dim: int = 8, rule: str = "consensus", **settings: Any
+) -> Any:
+    """A stage and its head: of the grouping rule, or of MaskField's published one with the same methods."""
     torch.manual_seed(0)
-    head = QueryHead(
-        num_queries,
-        feature_dim,
-        EMBEDDING_DIM,
-        by_level=not reference,
-        parametrisation="index_mlp" if reference else "table",
-    )
+    if rule == "published":
+        system = PublishedConfig(feature_dim=feature_dim, num_queries=num_queries).setup(EMBEDDING_DIM)
+        space = Space(lambda view: torch.from_numpy(scene.cells[view]), ROWS * COLUMNS, lambda view: torch.zeros(0))
+        system.begin(scene.views, space, resuming=False)
+        return SimpleNamespace(
+            head=system.query_head, losses=system.losses, views=scene.views, prepare=lambda adopt: None
+        )
+    config = MaskStageConfig(num_queries=num_queries, feature_dim=feature_dim, **settings)
+    head = QueryHead(num_queries, feature_dim, EMBEDDING_DIM)
     return MaskStage(config, head, scene.views, lambda view: torch.from_numpy(scene.cells[view]), ROWS * COLUMNS)
 
 

@@ -21,7 +21,7 @@ from maskfield_ns import cli
 from maskfield_ns.answers.decision import DecisionRule
 from maskfield_ns.answers.render import Outputs
 from maskfield_ns.evaluation.benchmark import BenchmarkEvaluator
-from maskfield_ns.systems.mask_field.head import QueryHead
+from maskfield_ns.systems.query_head import QueryHead
 
 DIM = 24
 Command = Callable[..., str]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from maskfield_ns.splatting import accumulate, rasterize_features
 from maskfield_ns.systems.mask_field.closed_form import neighbours, pixel_codes, solve_features
-from maskfield_ns.systems.mask_field.head import spread_codes
+from maskfield_ns.systems.query_head import spread_codes
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 

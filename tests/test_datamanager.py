@@ -24,6 +24,7 @@ from maskfield_ns import compat
 from maskfield_ns.data.datamanager import MaskfieldDataManager, MaskfieldDataManagerConfig
 from maskfield_ns.data.mask_source import extract
 from maskfield_ns.data.mask_views import MaskViews, reduce_masks
+from maskfield_ns.data.run_info import RunInfo
 from maskfield_ns.errors import CacheError, CaptureError
 from maskfield_ns.foundation.base import EmbedderConfig, ProposerConfig
 from maskfield_ns.foundation.config import RegionsConfig
@@ -238,13 +239,12 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["test", "inference"])
 def test_opening_a_run_needs_no_cache_and_no_models(tmp_path: Path, mode: str) -> None:
     manager = build(make_capture(tmp_path), mode)
-    metadata = manager.train_dataset.metadata
+    info = RunInfo.of(manager.train_dataset.metadata)
     assert SEEN == []
     assert not (tmp_path / "maskfield_cache").exists()
-    assert metadata["mask_views"] is None
-    assert metadata["embedding_dim"] is None
-    assert metadata["eval_image_names"] == ["images/frame_02.png", "images/frame_05.png"]
-    assert metadata["eval_image_paths"] == [tmp_path / name for name in metadata["eval_image_names"]]
+    assert info.mask_views is None
+    assert info.embedding_dim is None
+    assert info.eval_image_names == ("images/frame_02.png", "images/frame_05.png")
     assert manager.eval_image_name(1) == "images/frame_05.png"
 
 
@@ -406,11 +406,11 @@ def test_the_pipeline_hands_the_views_to_the_model_itself(tmp_path: Path) -> Non
         implementation="torch",
     )
     pipeline = VanillaPipelineConfig(datamanager=config_for(make_capture(tmp_path)), model=model).setup(device="cpu")
-    metadata = pipeline.model.kwargs["metadata"]
-    assert metadata["mask_views"] is pipeline.datamanager.mask_views  # no copy
-    assert metadata["embedding_dim"] == 3
-    assert metadata["embedder_config"] == AreaConfig()
-    assert metadata["capture_dir"] == tmp_path
+    info = RunInfo.of(pipeline.model.kwargs["metadata"])
+    assert info.mask_views is pipeline.datamanager.mask_views  # no copy
+    assert info.embedding_dim == 3
+    assert info.embedder == AreaConfig()
+    assert info.capture_dir == tmp_path
     assert not [name for name in pipeline.state_dict() if "mask" in name or "lpips" in name]
     _, losses, _ = pipeline.get_train_loss_dict(0)
     assert torch.isfinite(losses["rgb_loss"])

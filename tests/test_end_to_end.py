@@ -7,8 +7,9 @@ import math
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -280,7 +281,7 @@ def test_checkpoint_of_another_schema(job: Job, tmp_path: Path) -> None:
         Scene.load(damaged(job, tmp_path / "run", damage))
 
 
-@pytest.mark.parametrize("part", ["mask_field.", "field.", "query_head.mask_table"])
+@pytest.mark.parametrize("part", ["mask_field.", "field.", "system.query_head.mask_table"])
 def test_checkpoint_without_some_weights_is_refused(job: Job, tmp_path: Path, part: str) -> None:
     """nerfstudio itself would go on with random numbers in their place."""
     with pytest.raises(CheckpointError, match="lacks"):
@@ -290,7 +291,8 @@ def test_checkpoint_without_some_weights_is_refused(job: Job, tmp_path: Path, pa
 def test_resuming_with_another_embedder_is_refused(job: Job) -> None:
     state = {k.removeprefix("_model."): v for k, v in checkpoint(job.resumed)["pipeline"].items() if "_model." in k}
     model = Scene.load(job.resumed).model
-    model._metadata = dict(model._metadata, embedding_dim=512)  # what the datamanager says of the cache in training
+    views = SimpleNamespace(embedding_dim=512)
+    model.run_info = replace(model.run_info, mask_views=views)  # what the datamanager says of the cache in training
     with pytest.raises(CheckpointError, match=r"128.*512"):
         model.load_state_dict(state)
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskfield_ns.answers import decision
+from maskfield_ns.answers import decision, render
 from maskfield_ns.answers.ask import ActiveQuery, ask
 from maskfield_ns.answers.decision import DecisionRule
 from maskfield_ns.answers.render import answer_view, feature_colours, mask_pictures, query_masks
 from maskfield_ns.pictures.colors import palette
-from maskfield_ns.systems.mask_field.head import QueryHead
+from maskfield_ns.systems.query_head import QueryHead
 
 RULE = DecisionRule(
     found_threshold=0.6, window=0.1, levels_agreeing=1, min_support=3.0, temperature=10.0, class_temperature=20.0
@@ -223,7 +223,7 @@ def test_large_views_are_answered_in_parts(table_head: QueryHead, pixels: int, m
 
     pictures, arrays = answers()
     assert arrays[3].shape == (2, HEIGHT, WIDTH) and arrays[3][0, 0].sum() == WIDTH // 2
-    monkeypatch.setattr(mask_outputs, "_CHUNK_PIXELS", pixels)
+    monkeypatch.setattr(render, "_CHUNK_PIXELS", pixels)
     pictures_in_parts, arrays_in_parts = answers()
     torch.testing.assert_close(pictures_in_parts, pictures)
     for part, whole in zip(arrays_in_parts, arrays, strict=True):

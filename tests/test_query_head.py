@@ -9,7 +9,7 @@ import torch
 
 from maskfield_ns.errors import CheckpointError
 from maskfield_ns.foundation.protocols import LEVELS
-from maskfield_ns.systems.mask_field.head import SCHEMA_VERSION, QueryHead, check_checkpoint, spread_codes
+from maskfield_ns.systems.query_head import SCHEMA_VERSION, QueryHead, check_checkpoint, spread_codes
 
 PARAMETRISATIONS = ("table", "index_mlp")
 

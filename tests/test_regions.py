@@ -88,7 +88,7 @@ def test_contrast_counts_neighbours_across_and_inside():
 
 def test_same_picture_same_regions():
     image = two_boxes()
-    first, second = (RegionProposer().propose(image) for _ in range(2))
+    first, second = (RegionProposer(RegionsConfig()).propose(image) for _ in range(2))
     np.testing.assert_array_equal(first.masks, second.masks)
 
 

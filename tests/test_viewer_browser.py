@@ -98,7 +98,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     config.vis = "viewer"
     config.viewer.websocket_port = port
     threading.Thread(target=_start_viewer, args=(config, pipeline, step), daemon=True).start()
-    control = pipeline.model.maskfield_panel
+    control = pipeline.model.presenter
     with Browser(1000, 640) as browser:
         browser.until(lambda: control.panel is not None and control.panel.viewer.ready, "the viewer")
         panel = control.panel

@@ -24,7 +24,7 @@ from maskfield_ns.answers.assignments import memberships
 from maskfield_ns.answers.decision import DecisionRule
 from maskfield_ns.answers.render import Outputs
 from maskfield_ns.errors import MaskfieldError
-from maskfield_ns.systems.mask_field.head import QueryHead
+from maskfield_ns.systems.query_head import QueryHead
 from maskfield_ns.viewer.cache import ViewCache, camera_pose, model_state
 from maskfield_ns.viewer.compose import MODES
 from maskfield_ns.viewer.patches import read_picture

@@ -17,6 +17,7 @@ from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.field_components.field_heads import FieldHeadNames
 from torch import Tensor
 
+from maskfield_ns.data.run_info import RunInfo
 from maskfield_ns.fields.mask_field import MaskFieldConfig
 from maskfield_ns.models.maskfield import MaskfieldModelConfig
 from maskfield_ns.models.splat import MaskfieldSplatModelConfig
@@ -62,7 +63,7 @@ class ToyText:
 def gaussian_scene(folder: Path, seed: int = 0, degree: int = 1) -> Scene:
     """The scene of Gaussians; the run's folder is ``folder`` (with no files)."""
     config = MaskfieldSplatModelConfig(
-        num_random=10, sh_degree=degree, sh_degree_interval=1, background_color="black", mask_stage=_stage()
+        num_random=10, sh_degree=degree, sh_degree_interval=1, background_color="black", system=_stage()
     )
     model = config.setup(scene_box=_box(), num_train_data=4, metadata={}, seed_points=None, device="cpu")
     generator = np.random.default_rng(seed)
@@ -107,7 +108,7 @@ def field_scene(folder: Path) -> Scene:
         near_plane=0.3,
         far_plane=6.0,
         mask_field=MaskFieldConfig(num_levels=2, log2_hashmap_size=6, hidden_dim=8, implementation="torch"),
-        mask_stage=_stage(),
+        system=_stage(),
     )
     model = config.setup(scene_box=_box(), num_train_data=4, metadata={}, device="cpu")
     with torch.no_grad():
@@ -181,8 +182,9 @@ def _scene(model: Any, folder: Path) -> Scene:
     views = cameras()
     outputs = SimpleNamespace(dataparser_transform=torch.from_numpy(TRANSFORM).float(), dataparser_scale=SCALE)
     names = [f"view_{i}.png" for i in range(len(views))]
-    dataset = SimpleNamespace(cameras=views, metadata={"train_image_names": names, "eval_image_names": names})
-    manager = SimpleNamespace(train_dataset=dataset, eval_dataset=dataset, train_dataparser_outputs=outputs)
+    info = RunInfo(train_image_names=tuple(names), eval_image_names=tuple(names))
+    dataset = SimpleNamespace(cameras=views)
+    manager = SimpleNamespace(info=info, train_dataset=dataset, eval_dataset=dataset, train_dataparser_outputs=outputs)
     return Scene(SimpleNamespace(model=model, datamanager=manager), folder / "config.yml", 7)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from maskfield_ns.answers import decision
 from maskfield_ns.answers.decision import DecisionRule
-from maskfield_ns.systems.mask_field.head import QueryHead
+from maskfield_ns.systems.query_head import QueryHead
 
 
 @dataclass(frozen=True)

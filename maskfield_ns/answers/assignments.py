@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maskfield_ns.answers.decision import DecisionRule, pool_opinions
 from maskfield_ns.foundation.protocols import LEVELS
-from maskfield_ns.systems.mask_field.head import QueryHead
+from maskfield_ns.systems.query_head import QueryHead
 
 NEGLIGIBLE = 5e-3
 """Shares below this are dropped; heat maps are then off by at most the sum of a pixel's dropped ones (about 0.01)."""

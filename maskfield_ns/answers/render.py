@@ -13,7 +13,7 @@ from maskfield_ns.answers import decision
 from maskfield_ns.answers.ask import ActiveQuery
 from maskfield_ns.answers.decision import DecisionRule
 from maskfield_ns.pictures.colors import palette
-from maskfield_ns.systems.mask_field.head import QueryHead
+from maskfield_ns.systems.query_head import QueryHead
 
 _CHUNK_PIXELS = 1 << 15
 """Pixels answered at once: all queries of all pixels of a photograph would be gigabytes."""

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, UnidentifiedImageError
 
+from maskfield_ns.data.downscaling import copy_path, make_copies
 from maskfield_ns.data.lenses import check_lenses
 from maskfield_ns.data.transforms import SPLITS, Declared, Frame, read_transforms, some
 from maskfield_ns.errors import CaptureError
@@ -145,8 +146,6 @@ def check_declared(
         _check_files(declared, [declared.folder / frame.name for frame in declared.frames], 1, "image")
         factor = downscale_factor or _automatic_factor(declared)
         if declared.copies:
-            from maskfield_ns.data.downscaling import make_copies
-
             notes += make_copies(declared, factor)
     frames = sorted(declared.frames, key=lambda frame: _image_path(declared, frame.name, factor))
     if declared.keep_order:
@@ -212,12 +211,6 @@ def _image_path(declared: Declared, name: str, factor: int, prefix: str = "image
     if declared.copies:
         return copy_path(declared.folder, name, factor)
     return declared.folder / f"{prefix}{factor}" / PurePosixPath(name).name
-
-
-def copy_path(folder: Path, name: str, factor: int) -> Path:
-    """Where COLMAP users keep smaller copies: ``images_2/left/a.jpg`` of ``images/left/a.jpg``."""
-    top, _, rest = name.partition("/")
-    return folder / f"{top}_{factor}" / rest if rest else folder / f"images_{factor}" / top
 
 
 def _check_collisions(paths: Sequence[Path], factor: int) -> None:

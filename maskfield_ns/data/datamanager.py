@@ -72,7 +72,7 @@ class MaskfieldDataManager(CaptureSource, MaskSource, VanillaDataManager[Capture
         """Rays and targets of one training step.
 
         Before ``mask_start`` nerfstudio's: ``image`` [R, 3], ``indices`` [R, 3]. From it on, the rays of one view's
-        grid, row by row, with ``mask_view`` (int64 scalar: index into ``metadata["mask_views"]``) and ``indices``
+        grid, row by row, with ``mask_view`` (int64 scalar: index into ``RunInfo.mask_views``) and ``indices``
         [h*w, 3] (view, row, column of the pixel the ray goes through), and no colours.
         """
         if step < self.config.mask_start or self.mask_views is None:

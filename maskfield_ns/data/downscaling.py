@@ -23,8 +23,6 @@ def make_copies(declared: Declared, factor: int) -> list[str]:
         return []
     from nerfstudio.utils.rich_utils import CONSOLE
 
-    from maskfield_ns.data.capture import copy_path
-
     names = [frame.name for frame in declared.frames]
     masks = [frame.mask for frame in declared.frames if frame.mask is not None]
     missing = [name for name in (*names, *masks) if not copy_path(declared.folder, name, factor).is_file()]
@@ -56,3 +54,9 @@ def _shrink(path: Path, target: Path, factor: int, mask: bool) -> None:
             f"Cannot make {target}, the copy of {path} smaller by {factor} ({error}). Replace the image if it is "
             "damaged, make the folder writable, or set --downscale-factor 1."
         ) from error
+
+
+def copy_path(folder: Path, name: str, factor: int) -> Path:
+    """Where COLMAP users keep smaller copies: ``images_2/left/a.jpg`` of ``images/left/a.jpg``."""
+    top, _, rest = name.partition("/")
+    return folder / f"{top}_{factor}" / rest if rest else folder / f"images_{factor}" / top

@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Bool
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.utils.data_utils import get_image_mask_tensor_from_path
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -21,6 +23,7 @@ from maskfield_ns.cache.schema import CACHE_FOLDER
 from maskfield_ns.data.capture import CaptureSummary
 from maskfield_ns.data.capture_source import named_errors
 from maskfield_ns.data.mask_views import MaskTargets, MaskViews, grid_size, reduce_masks
+from maskfield_ns.data.run_info import RunInfo
 from maskfield_ns.data.target_files import kept_targets
 from maskfield_ns.errors import CacheError, CaptureError
 from maskfield_ns.foundation.base import EmbedderConfig, ProposerConfig
@@ -30,6 +33,7 @@ from maskfield_ns.foundation.registry import PRESET, embedder_config, proposer_c
 if TYPE_CHECKING:
     from maskfield_ns.cache.builder import BuildReport
     from maskfield_ns.cache.schema import CacheEntry
+    from maskfield_ns.data.undistortion import Undistortion
 
 _TINY_SAM, _TINY_CLIP = TinySamConfig(), TinyClipConfig()
 
@@ -76,39 +80,52 @@ class MaskSourceConfig:
         return extraction_fingerprint(self.get_proposer().fingerprint(), self.get_embedder().fingerprint())
 
 
+class MaskDataConfig(Protocol):
+    """A datamanager config of nerfstudio that is a :class:`MaskSourceConfig`, too."""
+
+    dataparser: DataParserConfig
+    data: Path | None
+    camera_res_scale_factor: float
+    mask_start: int
+    mask_max_side: int
+    min_mask_cells: float
+
+    def get_proposer(self) -> ProposerConfig: ...
+    def get_embedder(self) -> EmbedderConfig: ...
+    def get_cache_dir(self, capture_dir: Path) -> Path: ...
+    def use_own_parser(self) -> None: ...
+    def check_cameras(self, cameras: Cameras) -> None: ...
+
+
 class MaskSource:
     """Mixin for a nerfstudio datamanager whose config is a :class:`MaskSourceConfig`.
 
-    The model finds in its ``metadata`` (``self.kwargs["metadata"]``):
-
-    - ``mask_views``: :class:`MaskViews` while training, else None: an opened run needs neither cache nor proposer;
-    - ``embedding_dim``: C while training, else None (a checkpoint knows its own);
-    - ``mask_start``, ``proposer_config``, ``embedder_config``, ``capture_dir``;
-    - ``train_image_names``, ``eval_image_names``: per image of the split the name that labels go by;
-    - ``eval_image_paths``: the files in use. All three lists are indexed by ``image_idx``.
+    Model and evaluation find a :class:`RunInfo` in the train dataset's metadata.
     """
 
-    config: Any
+    config: MaskDataConfig
     train_dataset: InputDataset
     eval_dataset: InputDataset
-    device: Any
+    device: torch.device | str
+    info: RunInfo
+    eval_undistortions: Sequence[Undistortion | None] = ()
     capture: CaptureSummary | None
     mask_views: MaskViews | None
     _seed: int
 
     def publish_metadata(self) -> None:
         """Puts what a model needs where nerfstudio hands it over."""
-        self.train_dataset.metadata |= {
-            "mask_views": self.mask_views,
-            "embedding_dim": None if self.mask_views is None else self.mask_views.embedding_dim,
-            "mask_start": self.config.mask_start,
-            "proposer_config": self.config.get_proposer(),
-            "embedder_config": self.config.get_embedder(),
-            "capture_dir": self.capture_dir,
-            "train_image_names": self.train_view_names,
-            "eval_image_names": self._names(self.eval_dataset),
-            "eval_image_paths": list(self.eval_dataset.image_filenames),
-        }
+        self.info = RunInfo(
+            mask_views=self.mask_views,
+            mask_start=self.config.mask_start,
+            proposer=self.config.get_proposer(),
+            embedder=self.config.get_embedder(),
+            capture_dir=self.capture_dir,
+            train_image_names=tuple(self.train_view_names),
+            eval_image_names=tuple(self._names(self.eval_dataset)),
+            eval_undistortions=tuple(self.eval_undistortions),
+        )
+        self.info.publish(self.train_dataset.metadata)
 
     def check_views(self) -> None:
         """Raises CaptureError when there is nothing to learn a scene from."""
@@ -246,7 +263,7 @@ class NoHeldOutViews:
         raise self._fail()
 
 
-def extract(config: Any, device: torch.device | str, *, progress: bool = True) -> BuildReport:
+def extract(config: MaskDataConfig, device: torch.device | str, *, progress: bool = True) -> BuildReport:
     """Build the mask cache that a training with this config will read, ahead of it: training images only.
 
     Raises:
@@ -269,7 +286,7 @@ def cache_name(path: Path, capture_dir: Path) -> str:
 
 
 def _build_cache(
-    config: Any,
+    config: MaskDataConfig,
     capture_dir: Path,
     paths: list[Path],
     device: torch.device | str,

@@ -33,8 +33,6 @@ class MaskfieldSplatDataManager(CaptureSource, MaskSource, FullImageDatamanager[
     """Serves whole pictures up to ``config.mask_start`` and views of the mask grid from there on.
 
     Cached masks are those of the photographs; they are undistorted and cropped as nerfstudio does to the pictures.
-    Besides what :class:`MaskSource` puts into ``metadata`` there is ``eval_undistortions``: per held-out picture the
-    :class:`Undistortion` that labels have to go through, or None.
 
     Raises (on construction):
         CaptureError: the capture is missing or broken, or its cameras cannot be undistorted.
@@ -68,7 +66,6 @@ class MaskfieldSplatDataManager(CaptureSource, MaskSource, FullImageDatamanager[
             config.dataparser = replace(config.dataparser, load_3D_points=False)
         super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
         self.publish_metadata()
-        self.train_dataset.metadata["eval_undistortions"] = self._eval_undistortions
 
     # --- set-up -------------------------------------------------------------------------------------------------------
 
@@ -84,7 +81,7 @@ class MaskfieldSplatDataManager(CaptureSource, MaskSource, FullImageDatamanager[
     def create_eval_dataset(self) -> CaptureDataset:
         dataset = super().create_eval_dataset()
         mark_fisheyes(dataset.cameras)
-        self._eval_undistortions = undistortions(dataset.cameras)
+        self.eval_undistortions = undistortions(dataset.cameras)
         return dataset
 
     def setup_train(self) -> None:
@@ -124,7 +121,7 @@ class MaskfieldSplatDataManager(CaptureSource, MaskSource, FullImageDatamanager[
         """Camera and targets of one training step.
 
         Before ``mask_start`` a picture: ``image`` [H, W, 3], ``image_idx``. From it on a camera of a view's mask grid
-        with ``mask_view`` (int64 scalar: index into ``metadata["mask_views"]``), and no colours.
+        with ``mask_view`` (int64 scalar: index into ``RunInfo.mask_views``), and no colours.
         """
         if step >= self.config.mask_start and self.mask_views is not None:
             view = self.mask_view_at(step)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from maskfield_ns.errors import EditError
+from maskfield_ns.models.contract import AnyModel
 from maskfield_ns.selection.selection import GaussianSelection, Selection, selection_from_json
 from maskfield_ns.selection.transform import Similarity
 
@@ -296,13 +297,13 @@ class EditList:
             raise EditError("there is nothing to undo")
         return EditList(self.edits[:-1])
 
-    def check(self, model: Any) -> None:
+    def check(self, model: AnyModel) -> None:
         """Whether the edits fit a model.
 
         Raises:
             EditError: they were made in another run, or for the other backbone.
         """
-        gaussian = hasattr(model, "gauss_params")
+        gaussian = model.backbone == "gaussians"
         for number, edit in enumerate(self.edits, 1):
             selection = edit.selection
             if selection is None:
@@ -312,7 +313,11 @@ class EditList:
                 continue
             if isinstance(selection, GaussianSelection) != gaussian:
                 raise EditError(f"edit {number} was made in a scene of the other kind (Gaussians or field)")
-            if isinstance(selection, GaussianSelection) and selection.count != len(model.gauss_params["means"]):
+            if (
+                isinstance(selection, GaussianSelection)
+                and model.backbone == "gaussians"
+                and selection.count != len(model.gauss_params["means"])
+            ):
                 count = len(model.gauss_params["means"])
                 raise EditError(
                     f"edit {number} was made in a scene of {selection.count} Gaussians, this one has {count}: "

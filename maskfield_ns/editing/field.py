@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,7 @@ from torch import Tensor
 from maskfield_ns.editing.edits import EditList, Layer, tint_matrix
 from maskfield_ns.errors import EditError
 from maskfield_ns.fields.mask_field import render_features
+from maskfield_ns.models.contract import AnyModel, FieldModel
 from maskfield_ns.runs import open_run
 from maskfield_ns.selection.field import _within, cube_positions, soft_membership
 from maskfield_ns.selection.selection import FieldSelection
@@ -36,7 +37,7 @@ class EditedField:
         EditError: the edits do not fit the model. CheckpointError: an inserted run cannot be opened.
     """
 
-    def __init__(self, edits: EditList, model: Any) -> None:
+    def __init__(self, edits: EditList, model: FieldModel) -> None:
         edits.check(model)
         self.list, self.layers = edits, edits.layers
         self._sources = {layer.source: _other_model(layer.source) for layer in edits.layers if layer.source is not None}
@@ -45,7 +46,7 @@ class EditedField:
                 if not isinstance(change.selection, FieldSelection):
                     raise EditError(f'"{change.selection.name}" was selected in a scene of Gaussians')
 
-    def outputs(self, model: Any, ray_bundle: RayBundle) -> dict[str, Tensor]:
+    def outputs(self, model: FieldModel, ray_bundle: RayBundle) -> dict[str, Tensor]:
         """The outputs of ``MaskfieldModel.get_outputs`` in evaluation, for the edited scene."""
         count = len(model.density_fns)
         fns = [self._density_fn(model, index) for index in range(count)]
@@ -72,10 +73,10 @@ class EditedField:
             outputs[f"prop_depth_{i}"] = model.renderer_depth(weights=w, ray_samples=s)
         return outputs
 
-    def _source(self, model: Any, layer: Layer) -> Any:
+    def _source(self, model: FieldModel, layer: Layer) -> FieldModel:
         return model if layer.source is None else self._sources[layer.source]
 
-    def _density_fn(self, model: Any, index: int) -> Callable[..., Tensor]:
+    def _density_fn(self, model: FieldModel, index: int) -> Callable[..., Tensor]:
         """The edited scene for a proposal network: coarse, so that samples fall wherever there may be something."""
 
         def density(positions: Tensor, times: Any = None) -> Tensor:
@@ -97,7 +98,7 @@ class EditedField:
 
         return density
 
-    def _layer(self, model: Any, layer: Layer, samples: RaySamples) -> tuple[Tensor, Tensor]:
+    def _layer(self, model: FieldModel, layer: Layer, samples: RaySamples) -> tuple[Tensor, Tensor]:
         """Density [R, S] and colour [R, S, 3] of one layer at the samples."""
         source = self._source(model, layer)
         local = warped(samples, layer.transform.inverse)
@@ -114,7 +115,7 @@ class EditedField:
         found, colour = _query(source, layer, local, points)
         return found * factor, colour
 
-    def _features(self, model: Any, samples: RaySamples, weights: Tensor, shares: Tensor) -> Tensor:
+    def _features(self, model: FieldModel, samples: RaySamples, weights: Tensor, shares: Tensor) -> Tensor:
         """Rendered mask features: of the heaviest samples, as the unedited model does; inserted things have none."""
         k = min(model.config.samples_per_ray, weights.shape[1])
         top = weights.topk(k, dim=1)
@@ -131,7 +132,7 @@ class EditedField:
         return render_features(top.values, features)
 
 
-def _query(source: Any, layer: Layer, samples: RaySamples, points: Tensor) -> tuple[Tensor, Tensor]:
+def _query(source: FieldModel, layer: Layer, samples: RaySamples, points: Tensor) -> tuple[Tensor, Tensor]:
     """Density (of the scene it is shown in) and tinted colour of a source at samples in its own coordinates."""
     density, embedding = source.field.get_density(samples)
     rgb = source.field.get_outputs(samples, density_embedding=embedding)[FieldHeadNames.RGB]
@@ -145,7 +146,7 @@ def _query(source: Any, layer: Layer, samples: RaySamples, points: Tensor) -> tu
 
 
 def _presence(
-    source: Any, layer: Layer, points: Float[Tensor, "*batch 3"], coarse: bool = False
+    source: FieldModel, layer: Layer, points: Float[Tensor, "*batch 3"], coarse: bool = False
 ) -> tuple[Tensor, Int[Tensor, " P"] | None]:
     """How much of the source's matter is in a layer at points of the source.
 
@@ -200,8 +201,8 @@ def _moved(points: Float[Tensor, "*batch 3"], transform: Similarity) -> Float[Te
     return points @ matrix.T + torch.from_numpy(transform.translation).to(points)
 
 
-def _other_model(config: str) -> Any:
-    model = open_run(Path(config)).pipeline.model
-    if hasattr(model, "gauss_params"):
+def _other_model(config: str) -> FieldModel:
+    model = cast(AnyModel, open_run(Path(config)).pipeline.model)
+    if model.backbone == "gaussians":
         raise EditError(f"{config} is a scene of Gaussians: things from it cannot be put into a radiance field")
     return model

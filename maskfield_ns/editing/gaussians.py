@@ -12,6 +12,7 @@ from torch import Tensor
 
 from maskfield_ns.editing.edits import Change, EditList, Layer, tint_matrix
 from maskfield_ns.errors import EditError
+from maskfield_ns.models.contract import GaussianModel
 from maskfield_ns.selection.selection import GaussianSelection
 from maskfield_ns.selection.transform import Params, transformed
 from maskfield_ns.splatting.sh_rotation import C0
@@ -31,7 +32,7 @@ class EditedGaussians:
         EditError: the edits do not fit the model. PlyError: an inserted .ply cannot be read.
     """
 
-    def __init__(self, edits: EditList, model: Any) -> None:
+    def __init__(self, edits: EditList, model: GaussianModel) -> None:
         edits.check(model)
         self.list, self.layers = edits, edits.layers
         self._plain = model.config.sh_degree == 0
@@ -125,7 +126,7 @@ def _tint(params: dict[str, Tensor], chosen: Tensor, matrix: np.ndarray, plain: 
     rest[chosen] = rest[chosen] @ paint.T
 
 
-def _from_ply(path: Path, model: Any) -> dict[str, Tensor]:
+def _from_ply(path: Path, model: GaussianModel) -> dict[str, Tensor]:
     """Gaussians of a file in the form of a model's own."""
     from maskfield_ns.selection.ply import read_gaussians
 

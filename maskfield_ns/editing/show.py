@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from maskfield_ns.editing.edits import EditList
+from maskfield_ns.models.contract import AnyModel
 
 
-def set_edits(model: Any, edits: EditList | None) -> None:
+def set_edits(model: AnyModel, edits: EditList | None) -> None:
     """Lets a model render its scene with edits, from the next picture on; training is not touched.
 
     One assignment of a finished object: a render thread sees either the old edits or the new ones.
@@ -22,7 +21,7 @@ def set_edits(model: Any, edits: EditList | None) -> None:
     if not edits:
         model.edits = None
         return
-    if hasattr(model, "gauss_params"):
+    if model.backbone == "gaussians":
         from maskfield_ns.editing.gaussians import EditedGaussians
 
         model.edits = EditedGaussians(edits, model)
@@ -32,7 +31,7 @@ def set_edits(model: Any, edits: EditList | None) -> None:
         model.edits = EditedField(edits, model)
 
 
-def edits_of(model: Any) -> EditList:
+def edits_of(model: AnyModel) -> EditList:
     """The edits a model shows."""
-    holder = getattr(model, "edits", None)
+    holder = model.edits
     return EditList() if holder is None else holder.list

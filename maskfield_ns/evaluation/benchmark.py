@@ -23,7 +23,7 @@ from maskfield_ns.evaluation.protocols.predictions import ViewPrediction, write_
 from maskfield_ns.evaluation.protocols.registry import benchmark
 from maskfield_ns.evaluation.protocols.sentences import sentences
 from maskfield_ns.evaluation.worst_cases import WorstCases
-from maskfield_ns.systems.mask_field.head import QueryHead
+from maskfield_ns.systems.query_head import QueryHead
 
 _CHUNK_PIXELS = 1 << 15
 """Pixels scored at once: all queries of all pixels of a photograph would be gigabytes."""

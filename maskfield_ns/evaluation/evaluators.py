@@ -16,8 +16,10 @@ from maskfield_ns.evaluation.labels import LabelledCapture
 from maskfield_ns.evaluation.metrics import Agreement, matched_mean_iou
 from maskfield_ns.evaluation.report import SegmentationReport
 from maskfield_ns.files import write_json
+from maskfield_ns.foundation.base import ProposerConfig
 from maskfield_ns.foundation.protocols import LEVELS
-from maskfield_ns.systems.mask_field.head import QueryHead
+from maskfield_ns.models.contract import QueryableModel
+from maskfield_ns.systems.query_head import QueryHead
 
 
 class Evaluator:
@@ -40,7 +42,7 @@ class Evaluator:
 class LabelEvaluator(Evaluator):
     """Queries and classes of a labelled capture."""
 
-    def __init__(self, model: Any, labels: LabelledCapture) -> None:
+    def __init__(self, model: QueryableModel, labels: LabelledCapture) -> None:
         self.head: QueryHead = model.query_head
         self.rule: DecisionRule = model.config.decision
         self.labels, self.report = labels, SegmentationReport()
@@ -66,9 +68,9 @@ class LabelEvaluator(Evaluator):
 class AgreementEvaluator(Evaluator):
     """Label-free: do rendered masks agree with masks proposed on the photograph itself?"""
 
-    def __init__(self, model: Any, proposer_config: Any) -> None:
+    def __init__(self, model: QueryableModel, proposer: ProposerConfig) -> None:
         self.model = model
-        self.proposer = proposer_config.setup(model.device)
+        self.proposer = proposer.setup(model.device)
         self.views: dict[str, dict[str, Agreement]] = {}
 
     def add(self, name: str, outputs: Outputs, picture: Tensor) -> None:

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 class MaskFieldConfig:
     """Size of the mask feature field."""
 
-    feature_dim: int = 16
-    """Channels of the mask feature (D), per mask level."""
     num_levels: int = 12
     """Levels of the hash grid."""
     features_per_level: int = 4

@@ -6,7 +6,7 @@ import difflib
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from maskfield_ns.errors import WeightsError
 from maskfield_ns.foundation.base import describe
-from maskfield_ns.foundation.config import OpenClipConfig, TinyClipConfig
 from maskfield_ns.foundation.crops import masked_crops
 from maskfield_ns.foundation.dense import dense_features, dense_input, pool_features, supports_dense
 from maskfield_ns.foundation.weights import as_local_file
@@ -26,6 +25,9 @@ from maskfield_ns.startup import without_wandb
 with without_wandb():
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+if TYPE_CHECKING:
+    from maskfield_ns.foundation.config import OpenClipConfig, TinyClipConfig
 
 Tokenizer = Callable[[list[str]], Tensor]
 TEXT_CACHE_SIZE = 4096
@@ -54,13 +56,13 @@ class ClipEmbedder:
         mean: Sequence[float],
         std: Sequence[float],
         image_size: int,
-        config: OpenClipConfig | TinyClipConfig | None = None,
+        config: OpenClipConfig | TinyClipConfig,
         identity: Mapping[str, Any] | None = None,
     ) -> None:
         self.model: Any = model.eval()
         self.tokenizer = tokenizer
         self.mean, self.std, self.image_size = tuple(mean), tuple(std), image_size
-        self.config = OpenClipConfig() if config is None else config
+        self.config = config
         self.identity = {"name": "open-clip"} if identity is None else dict(identity)
         if self.config.region_mode == "dense" and not supports_dense(self.model.visual):
             raise WeightsError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,9 +12,11 @@ from skimage.color import rgb2lab
 from skimage.segmentation import felzenszwalb
 
 from maskfield_ns.foundation.base import describe
-from maskfield_ns.foundation.config import RegionsConfig
 from maskfield_ns.foundation.filtering import concatenate, keep_distinct, reduced_size, select
 from maskfield_ns.foundation.protocols import LEVELS, MaskProposals, mask_boxes
+
+if TYPE_CHECKING:
+    from maskfield_ns.foundation.config import RegionsConfig
 
 
 class RegionProposer:
@@ -28,8 +30,8 @@ class RegionProposer:
         config: scales, smoothing and sizes.
     """
 
-    def __init__(self, config: RegionsConfig | None = None) -> None:
-        self.config = RegionsConfig() if config is None else config
+    def __init__(self, config: RegionsConfig) -> None:
+        self.config = config
         if not self.config.scales:
             raise ValueError("RegionsConfig.scales must name at least one scale")
 

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,10 +26,12 @@ from torchvision.ops import batched_nms
 
 from maskfield_ns.errors import WeightsError
 from maskfield_ns.foundation.base import describe
-from maskfield_ns.foundation.config import MaskGeneratorConfig
 from maskfield_ns.foundation.filtering import empty_proposals, keep_distinct, reduced_size
 from maskfield_ns.foundation.protocols import LEVELS, MaskProposals, mask_boxes
 from maskfield_ns.foundation.specks import without_specks
+
+if TYPE_CHECKING:
+    from maskfield_ns.foundation.config import MaskGeneratorConfig
 
 UPSAMPLE_BATCH = 16
 """Masks brought to the encoder's input size at once; bounds memory with 1024-pixel models."""
@@ -66,11 +68,9 @@ class SamProposer:
         identity: name and weights, for the fingerprint.
     """
 
-    def __init__(
-        self, sam: Sam, config: MaskGeneratorConfig | None = None, identity: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, sam: Sam, config: MaskGeneratorConfig, identity: Mapping[str, Any] | None = None) -> None:
         self.sam = sam.eval()
-        self.config = MaskGeneratorConfig() if config is None else config
+        self.config = config
         self.identity = {"name": "sam"} if identity is None else dict(identity)
 
     def fingerprint(self) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +20,7 @@ from maskfield_ns.answers.render import Outputs
 from maskfield_ns.fields.cells import cell_index
 from maskfield_ns.fields.mask_field import MaskField, MaskFieldConfig, render_features, unit_cube_positions
 from maskfield_ns.models.base_run import copy_tensors
-from maskfield_ns.models.queryable import Look, QueryableConfig, QueryableModel
+from maskfield_ns.models.queryable import Look, QueryableConfig, QueryableMixin
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
@@ -46,25 +47,26 @@ class _ViewSamples:
     cells: Int[Tensor, " R"]
 
 
-class MaskfieldModel(QueryableModel, NerfactoModel):
+class MaskfieldModel(QueryableMixin[RayBundle], NerfactoModel):
     """The radiance field is nerfacto's and learns from colours alone; mask features never move density or colour."""
 
     config: MaskfieldModelConfig
     base_config = NerfactoModelConfig
+    backbone: Literal["field"] = "field"
 
     def populate_modules(self) -> None:
         """Nerfacto's modules, the mask feature field and the query head."""
         with compat.metrics_when_needed():
             super().populate_modules()
-        self.populate_queries(self.config.mask_field.feature_dim)
-        self.mask_field = MaskField(self.config.mask_field, self.query_head.channels)
+        self.populate_system()
+        self.mask_field = MaskField(self.config.mask_field, self.system.channels)
         self._samples: dict[int, _ViewSamples] = {}
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """Nerfacto's groups plus ``mask_field`` and ``queries``."""
         groups = super().get_param_groups()
         groups["mask_field"] = list(self.mask_field.parameters())
-        groups["queries"] = list(self.query_head.parameters())
+        groups["queries"] = list(self.system.parameters())
         return groups
 
     def load_state_dict(self, state_dict: dict, strict: bool = True, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -73,9 +75,8 @@ class MaskfieldModel(QueryableModel, NerfactoModel):
         Raises:
             CheckpointError: written by another version, lacking weights, or resumed with another embedder.
         """
-        self.check_queries(state_dict, ("mask_field.", "field.", "proposal_networks."))
+        state_dict = self.check_system(state_dict, ("mask_field.", "field.", "proposal_networks."))
         result = super().load_state_dict(state_dict, strict=strict, **kwargs)
-        self.open_edit_file()
         return result
 
     def load_base(self, tensors: dict[str, Tensor]) -> None:
@@ -131,19 +132,26 @@ class MaskfieldModel(QueryableModel, NerfactoModel):
         outputs.features = outputs.pop("features")
         return outputs
 
+    @torch.no_grad()
+    def surface_points(self, camera: Cameras, outputs: Mapping[str, Tensor]) -> Float[Tensor, "H W 3"]:
+        """Where the rays of a rendered view end, scene coordinates."""
+        depth = outputs["depth"][..., 0]
+        rays = camera.generate_rays(camera_indices=0)
+        return rays.origins.to(depth) + rays.directions.to(depth) * depth[..., None]
+
     # --- the mask stage -----------------------------------------------------------------------------------------------
 
-    def mask_features(self, view: int, look: Look) -> Float[Tensor, "P channels"]:
+    def mask_features(self, view: int, look: Look[RayBundle]) -> Float[Tensor, "P channels"]:
         """Mask features of a training view on its mask grid."""
         samples = self._view_samples(view, look)
         return render_features(samples.weights, self.mask_field(samples.positions))
 
-    def surface_cells(self, view: int, look: Look) -> Int[Tensor, " P"]:
+    def surface_cells(self, view: int, look: Look[RayBundle]) -> Int[Tensor, " P"]:
         """The cell of the sample in which each ray becomes half opaque."""
         return self._view_samples(view, look).cells
 
     @torch.no_grad()
-    def _view_samples(self, view: int, rays_of_view: Look) -> _ViewSamples:
+    def _view_samples(self, view: int, rays_of_view: Look[RayBundle]) -> _ViewSamples:
         """Samples of a view; computed once, since the radiance field does not change any more."""
         if view not in self._samples:
             was_training = self.training

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
@@ -22,24 +24,28 @@ from maskfield_ns.answers.decision import DecisionRule
 from maskfield_ns.answers.relevancy import CANONICAL_NEGATIVES
 from maskfield_ns.answers.render import Outputs, mask_pictures
 from maskfield_ns.answers.text import TextEncoder
+from maskfield_ns.data.mask_views import MaskViews
+from maskfield_ns.data.run_info import RunInfo
 from maskfield_ns.errors import CheckpointError
-from maskfield_ns.systems.mask_field.head import QueryHead, check_checkpoint
-from maskfield_ns.systems.mask_field.mask_stage import MaskStage, MaskStageConfig
-from maskfield_ns.viewer.control import PanelControl
+from maskfield_ns.models.contract import Presenter, ViewListener
+from maskfield_ns.systems.base import Space, System, SystemConfig
+from maskfield_ns.systems.mask_field.mask_stage import MaskStageConfig
+from maskfield_ns.systems.old_configs import modern
+from maskfield_ns.systems.query_head import QueryHead
 
-View = Any
+View = TypeVar("View", RayBundle, Cameras)
 """What a backbone renders a training view's mask grid from: rays (NeRF) or a camera (Gaussians)."""
-Look = Callable[[int], View]
+Look: TypeAlias = Callable[[int], View]
 """A datamanager's way to give the view with an index."""
-_HEAD = "query_head."
+_SYSTEM = "system."
 
 
 @dataclass
 class QueryableConfig:
     """Masks and queries, for every backbone."""
 
-    mask_stage: MaskStageConfig = field(default_factory=MaskStageConfig)
-    """How cached masks become queries."""
+    system: SystemConfig = field(default_factory=MaskStageConfig)
+    """What is attached to the radiance field, how it is fitted and how it answers."""
     decision: DecisionRule = field(default_factory=DecisionRule)
     """How relevancies become answers."""
     cell_resolution: int = 256
@@ -54,8 +60,12 @@ class QueryableConfig:
     """config.yml (or run folder, or checkpoint) of a trained nerfacto or splatfacto run to attach masks to: its colours
     and geometry are taken over and stay as they are; only the mask stage is trained."""
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes in what a config.yml says, of an earlier version too."""
+        self.__dict__.update(modern(state))
 
-class QueryableModel:
+
+class QueryableMixin(Generic[View]):
     """Mixin for a nerfstudio model whose config is a :class:`QueryableConfig`.
 
     The backbone calls :meth:`populate_queries` from ``populate_modules`` and :meth:`check_queries` before loading a
@@ -63,10 +73,16 @@ class QueryableModel:
     """
 
     config: Any
-    query_head: QueryHead
+    system: System
     text: TextEncoder
+    run_info: RunInfo
     edits: Any = None
     """What :func:`maskfield_ns.editing.show.set_edits` has put there; read when rendering, never in a checkpoint."""
+    presenter: Presenter | None = None
+    """Shows views in a browser; the pipeline attaches the viewer's panel here, where nerfstudio's viewer finds it."""
+    _images = True
+    listener: ViewListener | None = None
+    """Told of every view that nerfstudio's evaluation renders; see :meth:`listening`."""
 
     base_config: type
     """nerfstudio's config class of the radiance field that masks can be attached to."""
@@ -79,52 +95,46 @@ class QueryableModel:
             CheckpointError: tensors missing or of the wrong shape.
         """
 
+    @property
+    def query_head(self) -> QueryHead:
+        """The scene's queries: what pixels and primitives may belong to."""
+        return self.system.query_head
+
     @abstractmethod
-    def mask_features(self, view: int, look: Look) -> Float[Tensor, "P channels"]:
+    def mask_features(self, view: int, look: Look[View]) -> Float[Tensor, "P channels"]:
         """Mask features of a training view on its mask grid, row by row; only they and the queries get gradients."""
 
     @abstractmethod
-    def surface_cells(self, view: int, look: Look) -> Int[Tensor, " P"]:
+    def surface_cells(self, view: int, look: Look[View]) -> Int[Tensor, " P"]:
         """The 3D cell in which each ray of a view's mask grid ends; -1: nowhere. There are cell_resolution^3."""
 
-    def stage_prepared(self, stage: MaskStage, look: Look, resuming: bool) -> None:
-        """Called once when things have been found, before the first mask step: a chance to start from a good guess."""
+    def system_ready(self, views: MaskViews, look: Look[View], resuming: bool) -> None:
+        """Called once when the system has begun, before the first mask step: a chance to start from a good guess."""
 
-    def populate_queries(self, feature_dim: int) -> None:
-        """The query head, and plain holders so that neither targets nor text models end up in checkpoints."""
-        metadata: dict[str, Any] = self.kwargs.get("metadata") or {}  # type: ignore[attr-defined]
-        stage: MaskStageConfig = self.config.mask_stage
-        reference = stage.rule == "reference"
-        self.query_head = QueryHead(
-            stage.num_queries,
-            feature_dim,
-            # An opened run takes the size from its checkpoint (check_queries).
-            metadata.get("embedding_dim") or 1,
-            by_level=not reference,
-            parametrisation="index_mlp" if reference else "table",
-            spread=metadata.get("mask_views") is not None,
-        )
-        self._metadata = metadata
-        self._stage: MaskStage | None = None
-        self._active: ActiveQuery | None = None
-        self.text = TextEncoder(metadata.get("embedder_config"))
-        self.maskfield_panel = PanelControl(self)  # found by nerfstudio's viewer, which opens the panel
+    def populate_system(self) -> None:
+        """The system, and plain holders so that neither targets nor text models end up in checkpoints."""
+        self.run_info = RunInfo.of(self.kwargs.get("metadata"))  # type: ignore[attr-defined]
+        # An opened run takes the size from its checkpoint (check_system).
+        self.system = self.config.system.setup(self.run_info.embedding_dim)
+        self._begun = False
+        self.text = TextEncoder(self.run_info.embedder)
 
-    def check_queries(self, state_dict: dict[str, Tensor], needed: Sequence[str]) -> None:
-        """Makes room for a checkpoint's queries and checks that the checkpoint is complete.
+    def check_system(self, state_dict: dict[str, Tensor], needed: Sequence[str]) -> dict[str, Tensor]:
+        """Makes room for a checkpoint's system and checks that the checkpoint is complete.
 
         Args:
             state_dict: the model's tensors.
             needed: names (prefixes) of this model's tensors that must be there.
 
+        Returns:
+            The tensors under their present names.
+
         Raises:
             CheckpointError: written by another version, lacking weights, or resumed with another embedder.
         """
-        own = {k.removeprefix(_HEAD): v for k, v in state_dict.items() if k.startswith(_HEAD)}
-        self.query_head.match_banks(own)
-        check_checkpoint(own, self.query_head)
-        self.query_head.resize_embeddings(own)
-        stored, cached = self.query_head.embeddings.shape[-1], self._metadata.get("embedding_dim")
+        state_dict = {f"{_SYSTEM}{k}" if k.startswith("query_head.") else k: v for k, v in state_dict.items()}
+        self.system.restore({k.removeprefix(_SYSTEM): v for k, v in state_dict.items() if k.startswith(_SYSTEM)})
+        stored, cached = self.query_head.embeddings.shape[-1], self.run_info.embedding_dim
         if cached is not None and cached != stored:
             raise CheckpointError(
                 f"the checkpoint's embeddings have {stored} channels, those of the mask cache {cached}: "
@@ -138,36 +148,24 @@ class QueryableModel:
                 f"the checkpoint lacks {lacking[0]} and {len(lacking) - 1} more: it is incomplete, or only one of "
                 "training and this machine had tiny-cuda-nn (train with the torch implementation to be independent)"
             )
-
-    def open_edit_file(self) -> None:
-        """Shows the edits that the config names; called when weights have been loaded.
-
-        Raises:
-            EditError: the file cannot be read, or was made in another run.
-        """
-        if self.config.edit_file and self._metadata.get("mask_views") is None:
-            from maskfield_ns.editing.edits import EditList
-            from maskfield_ns.editing.show import set_edits
-
-            set_edits(self, EditList.load(Path(self.config.edit_file)))
+        return state_dict
 
     # --- queries ------------------------------------------------------------------------------------------------------
 
     def ask(self, phrases: Sequence[str], negatives: Sequence[str] | None = None) -> ActiveQuery:
-        """Makes phrases the ones that outputs answer.
+        """Scores phrases against the scene's queries; changes nothing. What a model shows is ``config.phrases``.
 
         Raises:
             WeightsError: the text model of the run cannot be loaded.
         """
         against: tuple[str, ...] = tuple(negatives) if negatives else self.config.negatives
-        self._active = ask(self.query_head, phrases, self.text(phrases), self.text(against), self.config.decision)
-        return self._active
+        return ask(self.query_head, phrases, self.text(phrases), self.text(against), self.config.decision)
 
     def add_mask_pictures(self, outputs: Outputs) -> Outputs:
         """Adds the pictures of :func:`mask_pictures` to a view's outputs, whose features are set."""
-        if self._active is None and self.config.phrases:
-            self.ask(self.config.phrases)
-        active = self._active
+        if not self._images:
+            return outputs
+        active = self.ask(self.config.phrases) if self.config.phrases else None
         outputs.update(mask_pictures(outputs.features, outputs["rgb"], self.query_head, active, self.config.decision))
         return outputs
 
@@ -182,13 +180,13 @@ class QueryableModel:
         def render() -> Outputs:
             return self.render_view(camera, obb_box)
 
-        if self.maskfield_panel.shows_this_thread():
-            return self.maskfield_panel.outputs(render, camera, obb_box)
+        if self.presenter is not None and self.presenter.shows_this_thread():
+            return self.presenter.outputs(render, camera, obb_box)
         return self.add_mask_pictures(render())
 
     # --- the mask stage -----------------------------------------------------------------------------------------------
 
-    def mask_step(self, view: int, look: Look) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, float]]:
+    def mask_step(self, view: int, look: Look[View]) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, float]]:
         """One step of the mask stage on one training view.
 
         Args:
@@ -198,40 +196,56 @@ class QueryableModel:
         Returns:
             (outputs, losses, metrics) as a pipeline's get_train_loss_dict.
         """
-        if self._stage is None:
-            self._stage = self._begin_stage(look)
+        if not self._begun:
+            self._begin(look)
         features = self.mask_features(view, look)
-        losses, figures = self._stage.losses(view, features)
+        losses, figures = self.system.losses(view, features)
         return {"mask_features": features}, losses, figures
 
-    def _begin_stage(self, look: Look) -> MaskStage:
-        views = self._metadata["mask_views"]
-        stage = MaskStage(
-            self.config.mask_stage,
-            self.query_head,
-            views,
-            lambda view: self.surface_cells(view, look),
-            self.config.cell_resolution**3,
-        )
-        resuming, planned = bool((self.query_head.support > 0).any()), self.query_head.num_queries
+    def _begin(self, look: Look[View]) -> None:
+        views = self.run_info.mask_views
+        assert views is not None, "mask steps come from a datamanager that has mask targets"
+        resuming = self.system.fitted
         CONSOLE.print(f"Mask stage: comparing {views.num_masks} masks across {len(views)} views ...")
-        stage.prepare(adopt=not resuming)
-        if self.config.mask_stage.rule == "consensus":
-            counts = [int((self.query_head.support[self.query_head.bank(k)] > 0).sum()) for k in range(3)]
-            CONSOLE.print(f"Mask stage: {sum(counts)} things found (subpart, part, whole: {counts})")
-            if self.query_head.num_queries > planned:
-                CONSOLE.print(
-                    f"Mask stage: more than the {planned} queries planned for; now {self.query_head.num_queries}"
-                )
-        self.stage_prepared(stage, look, resuming)
-        return stage
+        found = self.system.begin(views, self._space(look), resuming)
+        CONSOLE.print(f"Mask stage: {found}")
+        self.system_ready(views, look, resuming)
+        self._begun = True
+
+    def end_mask_stage(self, look: Look[View]) -> None:
+        """After the last mask step: the system's last word."""
+        if self._begun:
+            self.system.end(self._space(look))
+
+    def _space(self, look: Look[View]) -> Space:
+        @torch.no_grad()
+        def render(view: int) -> Tensor:
+            return self.mask_features(view, look).float()
+
+        return Space(lambda view: self.surface_cells(view, look), self.config.cell_resolution**3, render)
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def listening(self, listener: ViewListener, images: bool = True) -> Iterator[None]:
+        """Lets a listener hear of every view that nerfstudio's evaluation renders meanwhile.
+
+        Args:
+            listener: is told.
+            images: whether images of masks and phrases are made, too.
+        """
+        self.listener, self._images = listener, images
+        try:
+            yield
+        finally:
+            self.listener, self._images = None, True
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """The backbone's figures (LPIPS only when its weights are at hand) and pictures, plus the mask pictures."""
+        if self.listener is not None:
+            self.listener(cast(Outputs, outputs), batch)
         compute = super().get_image_metrics_and_images  # type: ignore[misc]
         metrics, images = compat.image_metrics(compute, outputs, batch)
         for name, picture in outputs.items():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,15 +22,14 @@ from maskfield_ns.cameras import unproject, world_to_camera
 from maskfield_ns.errors import CheckpointError
 from maskfield_ns.fields.cells import cell_index
 from maskfield_ns.fields.mask_field import unit_cube_positions
-from maskfield_ns.foundation.protocols import LEVELS
 from maskfield_ns.models.base_run import copy_tensors
-from maskfield_ns.models.queryable import Look, QueryableConfig, QueryableModel
+from maskfield_ns.models.queryable import Look, QueryableConfig, QueryableMixin
 from maskfield_ns.splatting import PreparedView, accumulate, prepare_view, rasterize, rasterize_features
 from maskfield_ns.splatting.ssim import ssim
-from maskfield_ns.systems.mask_field.closed_form import neighbours, solve_features
+from maskfield_ns.systems.mask_field.closed_form import neighbours
 
 if TYPE_CHECKING:
-    from maskfield_ns.systems.mask_field.mask_stage import MaskStage
+    from maskfield_ns.data.mask_views import MaskViews
 
 _KEPT_BYTES = 1 << 30
 """Memory for views prepared once and used in every later step; views beyond it are prepared each time."""
@@ -47,15 +47,13 @@ class MaskfieldSplatModelConfig(QueryableConfig, SplatfactoModelConfig):
 
     _target: type = field(default_factory=lambda: MaskfieldSplatModel)
     """Target class to instantiate."""
-    feature_dim: int = 16
-    """Channels of the mask feature (D), per mask level."""
     closed_form: bool = True
-    """Start the mask features from weighted means of the masks' codes instead of zeros."""
+    """Start the attached features from weighted means of what the views suggest, instead of zeros."""
     max_gaussians: int = 0
     """Densification stops at this many Gaussians; 0: no limit."""
 
 
-class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
+class MaskfieldSplatModel(QueryableMixin[Cameras], SplatfactoModel):
     """Gaussians are splatfacto's and learn from colours alone; mask features never move them.
 
     Renders through :func:`maskfield_ns.splatting.rasterize`: gsplat on CUDA, our kernels on a CPU.
@@ -63,6 +61,7 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
 
     config: MaskfieldSplatModelConfig
     base_config = SplatfactoModelConfig
+    backbone: Literal["gaussians"] = "gaussians"
 
     def populate_modules(self) -> None:
         """Splatfacto's modules, mask features per Gaussian (``gauss_params["mask_features"]``) and the query head."""
@@ -71,15 +70,16 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
             self.seed_points = (torch.rand(_PLACEHOLDERS, 3), torch.zeros(_PLACEHOLDERS, 3))
         with compat.metrics_when_needed(), compat.tolerant_cuda_calls():
             super().populate_modules()
-        self.populate_queries(self.config.feature_dim)
+        self.populate_system()
         self.strategy.verbose = False
         # A third of a step on a CPU otherwise; the same figure.
         del self.ssim
         self.ssim = batch_ssim
         # Among the Gaussians' parameters, so that splitting, duplicating and culling take them along.
-        self.gauss_params["mask_features"] = Parameter(torch.zeros(self.num_points, self.query_head.channels))
+        self.gauss_params["mask_features"] = Parameter(torch.zeros(self.num_points, self.system.channels))
         self._prepared: dict[int, PreparedView] = {}
         self._refill: tuple[Tensor, Tensor] | None = None
+        self._mask_steps = 0
 
     def k_nearest_sklearn(self, x: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Splatfacto's search, spared where there are only placeholders."""
@@ -93,7 +93,7 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
         """Splatfacto's groups plus ``mask_features`` and ``queries``."""
-        return super().get_param_groups() | {"queries": list(self.query_head.parameters())}
+        return super().get_param_groups() | {"queries": list(self.system.parameters())}
 
     def load_state_dict(self, state_dict: dict, strict: bool = True, **kwargs: Any) -> Any:  # type: ignore[override]
         """Loads a checkpoint, taking the number of Gaussians and the embedding size from it.
@@ -103,10 +103,9 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
         Raises:
             CheckpointError: written by another method or version, or tensors missing or of the wrong shape.
         """
-        self.check_queries(state_dict, ("gauss_params.",))
+        state_dict = self.check_system(state_dict, ("gauss_params.",))
         self.load_gaussians({k.removeprefix("gauss_params."): v for k, v in state_dict.items() if "gauss_params." in k})
         result = torch.nn.Module.load_state_dict(self, state_dict, strict=strict, **kwargs)
-        self.open_edit_file()
         return result
 
     def load_gaussians(self, tensors: dict[str, Tensor]) -> None:
@@ -143,7 +142,7 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
 
     def step_post_backward(self, step: int) -> None:
         """Densification, while colours are learnt."""
-        if step >= self._metadata.get("mask_start", math.inf):
+        if step >= math.inf if self.run_info.mask_start is None else self.run_info.mask_start:
             return
         if self.config.max_gaussians and self.num_points >= self.config.max_gaussians:
             self.strategy.grow_grad2d = math.inf
@@ -246,16 +245,25 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
         outputs.features = outputs.pop("features")
         return outputs
 
+    @torch.no_grad()
+    def surface_points(self, camera: Cameras, outputs: Mapping[str, Tensor]) -> Float[Tensor, "H W 3"]:
+        """Where the rays of a rendered view end, scene coordinates."""
+        depth = outputs["depth"][..., 0]
+        intrinsics = camera.get_intrinsics_matrices()[0].to(depth)
+        return unproject(depth, intrinsics, camera.camera_to_worlds[0].to(depth))
+
     # --- the mask stage -----------------------------------------------------------------------------------------------
 
-    def mask_features(self, view: int, look: Look) -> Float[Tensor, "P channels"]:
+    def mask_features(self, view: int, look: Look[Cameras]) -> Float[Tensor, "P channels"]:
         """Mask features of a training view on its mask grid; the Gaussians do not move."""
-        if self._refill is not None and self._stage is not None and self._stage.steps % _REFILL_EVERY == 0:
-            self._copy_from_neighbours()
+        if self._refill is not None and torch.is_grad_enabled():
+            if self._mask_steps % _REFILL_EVERY == 0:
+                self._copy_from_neighbours()
+            self._mask_steps += 1
         image, _ = rasterize_features(self._view(view, look), self.gauss_params["mask_features"])
         return image.flatten(0, 1)
 
-    def surface_cells(self, view: int, look: Look) -> Int[Tensor, " P"]:
+    def surface_cells(self, view: int, look: Look[Cameras]) -> Int[Tensor, " P"]:
         """The cell at the expected depth of each pixel that is at least half opaque."""
         prepared, camera = self._view(view, look), look(view)
         depth, alpha = rasterize_features(prepared, prepared.depths[:, None])
@@ -287,7 +295,7 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
         )
 
     @torch.no_grad()
-    def _view(self, view: int, look: Look) -> PreparedView:
+    def _view(self, view: int, look: Look[Cameras]) -> PreparedView:
         """A training view's mask grid, ready to render features into."""
         if view in self._prepared:
             return self._prepared[view]
@@ -306,23 +314,22 @@ class MaskfieldSplatModel(QueryableModel, SplatfactoModel):
         return prepared
 
     @torch.no_grad()
-    def stage_prepared(self, stage: MaskStage, look: Look, resuming: bool) -> None:
-        """Starts the features from what the masks say, and finds out which Gaussians no view tells anything about."""
+    def system_ready(self, views: MaskViews, look: Look[Cameras], resuming: bool) -> None:
+        """Starts the features from what the views suggest, and finds out which Gaussians no view tells anything of."""
         features = self.gauss_params["mask_features"]
-        channels = features.shape[1]
-        blocks = len(LEVELS) if self.query_head.by_level else 1
-        sums = features.new_zeros(len(features), channels + blocks)
         seen = features.new_zeros(len(features))
-        for view in stage.views.supervised:
-            prepared = self._view(view, look)
-            codes, covered = stage.pixel_codes(view, features.device)
-            grid = stage.views[view].grid
-            picture = torch.cat([codes, covered], dim=1).unflatten(0, grid)
-            more, weights = accumulate(prepared, picture)
-            sums += more
+        sums: Tensor | None = None
+        for view in views.supervised:
+            suggested = self.system.start(view, features.device)
+            pixels = features.new_ones(views[view].valid.size, 1)
+            if suggested is not None:
+                pixels = torch.cat([suggested.values, suggested.weights], dim=1)
+            more, weights = accumulate(self._view(view, look), pixels.unflatten(0, views[view].grid))
             seen += weights
-        if self.config.closed_form and not resuming and self.query_head.by_level:
-            features.copy_(solve_features(sums[:, :channels], sums[:, channels:], seen))
+            if suggested is not None:
+                sums = more if sums is None else sums + more
+        if self.config.closed_form and not resuming and sums is not None:
+            features.copy_(self.system.solve(sums[:, : features.shape[1]], sums[:, features.shape[1] :], seen))
         self._refill = neighbours(self.means, seen > _SEEN)
         self._copy_from_neighbours()
 

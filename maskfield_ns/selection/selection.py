@@ -18,7 +18,7 @@ from maskfield_ns.answers import decision
 from maskfield_ns.answers.decision import DecisionRule, evidence
 from maskfield_ns.errors import EditError, NothingFoundError, SelectionError
 from maskfield_ns.selection.index_codec import pack_indices, unpack_indices
-from maskfield_ns.systems.mask_field.head import QueryHead
+from maskfield_ns.systems.query_head import QueryHead
 
 _CHUNK = 1 << 15
 """Feature vectors looked at at once: all queries of a million Gaussians would be gigabytes."""

@@ -72,7 +72,7 @@ class Selector:
     @property
     def gaussian(self) -> bool:
         """Whether the scene is made of Gaussians."""
-        return hasattr(self.model, "gauss_params")
+        return self.model.backbone == "gaussians"
 
     # --- what to select -----------------------------------------------------------------------------------------------
 
@@ -168,7 +168,7 @@ class Selector:
         """
         query = self.query_at(features, level)
         near = np.asarray(near, np.float64)
-        edits = getattr(self.model, "edits", None)
+        edits = self.model.edits
         places = [near] if edits is None else [layer.transform.inverse(near) for layer in edits.layers]
         return self.belonging(query_membership([query]), name, places)
 

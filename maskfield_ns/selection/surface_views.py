@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from torch import Tensor
 
+from maskfield_ns.models.contract import AnyModel
+
 GAUSSIAN_VIEWS, FIELD_VIEWS = 24, 16
 """Views of a survey, evenly spread over the training views."""
 GAUSSIAN_SIDE, FIELD_SIDE = 160, 96
@@ -65,7 +67,7 @@ def project(camera: Cameras, points: Float[Tensor, "N 3"]) -> tuple[Tensor, Tens
 
 
 def take_survey(
-    model: Any, cameras: Cameras, max_views: int | None = None, side: int | None = None
+    model: AnyModel, cameras: Cameras, max_views: int | None = None, side: int | None = None
 ) -> list[SurveyView]:
     """Renders some of a run's cameras, small and without lens distortion, of the scene as it was trained.
 
@@ -75,7 +77,7 @@ def take_survey(
         max_views: this many, evenly spread; all if there are fewer.
         side: pixels along the longer side. Both are by default more for Gaussians, which render faster.
     """
-    gaussian = hasattr(model, "gauss_params")
+    gaussian = model.backbone == "gaussians"
     side = side or (GAUSSIAN_SIDE if gaussian else FIELD_SIDE)
     max_views = max_views or (GAUSSIAN_VIEWS if gaussian else FIELD_VIEWS)
     chosen = np.unique(np.linspace(0, len(cameras) - 1, min(max_views, len(cameras))).round().astype(int))
@@ -88,7 +90,7 @@ def take_survey(
             pose = camera.camera_to_worlds[0].to(points)
             depth = -((points - pose[:, 3]) @ pose[:, :3])[..., 2]
             solid = (outputs["accumulation"][..., 0] >= 0.5) & (depth > 0)
-            prepared = model.prepared_view(camera) if gaussian else None
+            prepared = model.prepared_view(camera) if model.backbone == "gaussians" else None
             views.append(SurveyView(camera, points, depth, solid, outputs.features, outputs["rgb"], prepared))
     return views
 
@@ -112,22 +114,15 @@ def pinhole(camera: Cameras, side: int | None = None) -> Cameras:
 
 
 @torch.no_grad()
-def surface_points(model: Any, camera: Cameras, outputs: dict[str, Tensor]) -> Float[Tensor, "H W 3"]:
+def surface_points(model: AnyModel, camera: Cameras, outputs: dict[str, Tensor]) -> Float[Tensor, "H W 3"]:
     """Where the rays of a rendered view end, scene coordinates."""
-    depth = outputs["depth"][..., 0]
-    if hasattr(model, "gauss_params"):
-        from maskfield_ns.cameras import unproject
-
-        intrinsics = camera.get_intrinsics_matrices()[0].to(depth)
-        return unproject(depth, intrinsics, camera.camera_to_worlds[0].to(depth))
-    rays = camera.generate_rays(camera_indices=0)
-    return rays.origins.to(depth) + rays.directions.to(depth) * depth[..., None]
+    return model.surface_points(camera, outputs)
 
 
 @contextmanager
-def unedited(model: Any) -> Iterator[None]:
+def unedited(model: AnyModel) -> Iterator[None]:
     """Sets a model's edits aside."""
-    edits, model.edits = getattr(model, "edits", None), None
+    edits, model.edits = model.edits, None
     try:
         yield
     finally:

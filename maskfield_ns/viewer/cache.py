@@ -8,12 +8,12 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
 from maskfield_ns.answers.assignments import Memberships
+from maskfield_ns.models.contract import QueryableModel
 
 MAX_BYTES = 512 << 20
 MAX_VIEWS = 12
@@ -88,7 +88,7 @@ def view_key(camera: Cameras, box: Any, state: Hashable) -> Hashable:
     return state, (camera.camera_to_worlds.cpu().numpy().tobytes(), exact, int(camera.camera_type.item())), cut
 
 
-def model_state(model: torch.nn.Module) -> Hashable:
+def model_state(model: QueryableModel) -> Hashable:
     """Changes whenever a parameter or buffer of the model does: in place, or replaced by another tensor."""
     tensors = [*model.parameters(), *model.buffers()]
     background = getattr(model, "background_color", None)

@@ -1,18 +1,21 @@
-"""How nerfstudio's viewer finds the panel: an attribute of the model that it sets up when it starts."""
+"""How nerfstudio's viewer finds the panel: an attribute of the model, set by the pipeline."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nerfstudio.viewer.render_state_machine import RenderStateMachine
 from nerfstudio.viewer.viewer_elements import ViewerControl
 
 if TYPE_CHECKING:
+    from nerfstudio.cameras.cameras import Cameras
+    from nerfstudio.data.scene_box import OrientedBox
     from nerfstudio.viewer.viewer import Viewer
 
     from maskfield_ns.answers.render import Outputs
+    from maskfield_ns.models.contract import AnyModel
     from maskfield_ns.viewer.panel import Panel
 
 
@@ -23,10 +26,10 @@ class PanelControl(ViewerControl):
     attributes would appear in alphabetical order, far below everything else, and hold the training lock while typing.)
 
     Args:
-        model: a QueryableModel.
+        model: a maskfield model.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: AnyModel) -> None:
         self._model = model
         self.panel: Panel | None = None
 
@@ -40,7 +43,7 @@ class PanelControl(ViewerControl):
         """Whether the caller renders for a browser (training, evaluation and exports use other threads)."""
         return self.panel is not None and isinstance(threading.current_thread(), RenderStateMachine)
 
-    def outputs(self, render: Callable[[], Outputs], camera: Any, box: Any) -> Outputs:
+    def outputs(self, render: Callable[[], Outputs], camera: Cameras, box: OrientedBox | None) -> Outputs:
         """What the panel shows of a camera; see :meth:`maskfield_ns.viewer.session.Session.outputs`."""
         assert self.panel is not None
         return self.panel.session.outputs(render, camera, box)

@@ -12,6 +12,7 @@ from maskfield_ns.editing import edits
 from maskfield_ns.editing.build import inserted_points, placement
 from maskfield_ns.editing.show import edits_of, set_edits
 from maskfield_ns.errors import EditError
+from maskfield_ns.models.contract import AnyModel
 from maskfield_ns.runs import write_edited_config
 from maskfield_ns.selection.coordinates import UP, CaptureFrame
 from maskfield_ns.selection.export import export_object
@@ -41,7 +42,9 @@ class SceneEditor:
         lock: held while the model renders for a selection, since training must not go on meanwhile.
     """
 
-    def __init__(self, model: Any, datamanager: Any, folder: Path, lock: AbstractContextManager | None = None) -> None:
+    def __init__(
+        self, model: AnyModel, datamanager: Any, folder: Path, lock: AbstractContextManager | None = None
+    ) -> None:
         self.model, self.datamanager, self.folder = model, datamanager, folder
         self.lock: AbstractContextManager = nullcontext() if lock is None else lock
         self._version = 0
@@ -91,7 +94,7 @@ class SceneEditor:
         Raises:
             PlyError: it is no .ply of Gaussians. EditError: too large, or the scene is a radiance field.
         """
-        if not hasattr(self.model, "gauss_params"):
+        if self.model.backbone != "gaussians":
             raise EditError("a radiance field takes no Gaussians: maskfield edit inserts things of other runs")
         if len(content) > MOST_BYTES:
             raise EditError(f"the file has more than {MOST_BYTES // 10**6} MB")
@@ -169,7 +172,7 @@ class SceneEditor:
         self._version += 1
 
 
-def membership(selection: Selection, model: Any) -> Membership:
+def membership(selection: Selection, model: AnyModel) -> Membership:
     """The rule in 3D that outlines in a picture follow (:func:`maskfield_ns.viewer.selection.selection_mask`)."""
     head, rule = model.query_head, model.config.decision
     weights = dict(selection.weights)

@@ -15,6 +15,7 @@ from nerfstudio.viewer.render_state_machine import RenderAction
 from PIL import Image
 
 from maskfield_ns.foundation.protocols import LEVELS
+from maskfield_ns.models.contract import AnyModel
 from maskfield_ns.viewer import compose
 from maskfield_ns.viewer.editor import SceneEditor
 from maskfield_ns.viewer.phrases import panel_text
@@ -45,7 +46,7 @@ class Panel:
         model: the QueryableModel that it shows.
     """
 
-    def __init__(self, viewer: Viewer, model: Any) -> None:
+    def __init__(self, viewer: Viewer, model: AnyModel) -> None:
         self.viewer, self.model, self.server = viewer, model, viewer.viser_server
         self.folder = viewer.log_filename.parent
         editor = SceneEditor(model, viewer.pipeline.datamanager, self.folder, viewer.train_lock)
@@ -92,7 +93,7 @@ class Panel:
                 self.turn = gui.add_slider("Turn", min=-180, max=180, step=1, initial_value=0, hint="Degrees, about up")
                 self.size = gui.add_slider("Size", min=0.1, max=3.0, step=0.05, initial_value=1.0, hint="1 keeps it")
                 self._group("Place", ("move", "duplicate"), self._edit, "The selection, by shift, turn, size")
-                if hasattr(self.model, "gauss_params"):
+                if self.model.backbone == "gaussians":
                     insert = gui.add_upload_button("Insert .ply", icon=viser.Icon.UPLOAD, color="gray")
                     insert.on_upload(lambda event: self._insert(event.target.value.content))
                 self._button("Undo edit", self._undo, viser.Icon.ARROW_BACK_UP, "Takes the last back")

@@ -1,16 +1,14 @@
-"""The mask stage: fits mask features and queries to the cached masks, for any backbone that renders features.
+"""The mask field: features whose products with the scene's queries are masks, fitted to the cached masks.
 
-Two rules are offered. ``consensus`` (ours): masks are grouped across views before training, so every query starts as
-one thing with its CLIP vector, and each view is matched with the option to match nothing. ``reference``: MaskField's
-released rule (queries from an index MLP, all levels in one pool, every mask takes a query, every unmatched query is
-pushed to zero on the whole view), kept for comparison.
+Masks are grouped across views before training, so every query starts as one object with its CLIP vector, and each view
+is matched with the option to match nothing. (MaskField's own rule is :mod:`.published`.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,11 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from maskfield_ns.foundation.protocols import LEVELS
+from maskfield_ns.systems.base import Losses, Space, Start, System, SystemConfig
 from maskfield_ns.systems.mask_field.association import Group, ViewMasks, associate, mask_cells, nested
-from maskfield_ns.systems.mask_field.head import QueryHead
 from maskfield_ns.systems.mask_field.level_loss import LevelTargets, level_loss, level_targets
-from maskfield_ns.systems.mask_field.losses import dice_loss, focal_loss, soft_iou
 from maskfield_ns.systems.mask_field.matching import MatchCosts, match, matching_cost
+from maskfield_ns.systems.query_head import QueryHead
 
 if TYPE_CHECKING:
     from maskfield_ns.data.mask_views import MaskViews, TargetTensors
@@ -34,13 +32,15 @@ _KEPT_BYTES = 1 << 30
 
 
 @dataclass
-class MaskStageConfig:
-    """How masks become queries."""
+class MaskStageConfig(SystemConfig):
+    """The mask field: how masks become queries."""
 
-    rule: Literal["consensus", "reference"] = "consensus"
-    """"consensus" groups masks across views first; "reference" follows MaskField's released code."""
+    _target: type = field(default_factory=lambda: MaskFieldSystem)
+    """Target class to instantiate."""
+    feature_dim: int = 16
+    """Channels of the mask feature (D), per mask level."""
     num_queries: int = 240
-    """Q, over all levels; with the consensus rule at least, for a level gets as many as things are found in it."""
+    """Q, over all levels, at least: a level gets as many as objects are found in it."""
     group_threshold: float = 0.25
     """Pooled IoU at which two groups of masks are taken for one thing."""
     min_views: int = 3
@@ -53,13 +53,13 @@ class MaskStageConfig:
     """A group of which a larger one of the same level covers this share, where it sees it, goes one level down (its
     masks were ranked too high where the larger thing was missed); above 1: never."""
     rematch_every: int = 0
-    """With the consensus rule: from ``rematch_after`` on, match again each time a view comes up (1) or never (0)."""
+    """From ``rematch_after`` on, match again each time a view comes up (1) or never (0)."""
     rematch_after: int = 200
     """Mask-stage steps that trust the grouping before the field itself is asked."""
     focal_weight: float = 1.0
     """Weight of the cross-entropy (consensus)."""
     dice_weight: float = 1.0
-    """Weight of the dice loss (the reference rule uses MaskField's 0.05)."""
+    """Weight of the dice loss."""
     clip_weight: float = 0.5
     """Weight of the cosine loss on CLIP vectors."""
     absent_weight: float = 0.05
@@ -111,8 +111,6 @@ class MaskStage:
     def prepare(self, adopt: bool) -> None:
         """Groups masks across views and, with ``adopt``, lets queries stand for the groups (not when resuming)."""
         self.prepared = True
-        if self.config.rule == "reference":
-            return
         cells = mask_cells((self._view_masks(view) for view in range(len(self.views))), self.num_cells)
         targets = list(self.views)
         levels = np.concatenate([t.levels for t in targets]).astype(np.int64)
@@ -176,7 +174,6 @@ class MaskStage:
         self, view: int, features: Float[Tensor, "P channels"]
     ) -> tuple[dict[str, Float[Tensor, ""]], dict[str, float]]:
         """Losses and figures of one step on one view's rendered mask features (rays in the grid's row order)."""
-        rule = self._reference if self.config.rule == "reference" else self._consensus
         self.steps += 1
         rays = self._valid_rays(view, features.device)
         # Costs are sums over thousands of pixels: half precision overflows under nerfstudio's mixed precision.
@@ -184,7 +181,7 @@ class MaskStage:
             features = (features if rays is None else features[rays]).float()
             if len(self.views[view]) == 0:
                 return {"mask_loss": (features * 0).sum()}, {}
-            return rule(view, features)
+            return self._consensus(view, features)
 
     def _valid_rays(self, view: int, device: torch.device) -> Int[Tensor, " P"] | None:
         """Indices of the rays that the capture's own masks leave; None: all."""
@@ -282,29 +279,35 @@ class MaskStage:
             chosen = torch.cat(queries)
             self.states[view] = ViewState(chosen, torch.cat(masks), torch.ones_like(chosen, dtype=torch.float32))
 
-    def _reference(
-        self, view: int, features: Float[Tensor, "P channels"]
-    ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """MaskField's rule: L = focal + 0.05 dice + clip + mean of squared probabilities of unmatched queries."""
-        logits = self.head.logits(features).T
-        costs = MatchCosts(focal=1.0, dice=0.05, clip=1.0, no_match=None, clip_l1=1.0)
-        embeddings, targets = self.head.embeddings, self.views.tensors(view, features.device)
-        masks = self._masks(view, targets)
-        with torch.no_grad():
-            rows, columns = match(matching_cost(logits, embeddings, masks, targets.embeddings, costs))
-            self.head.support[rows] += 1
-        masks, count = masks[columns], len(masks)
-        weights = torch.ones_like(masks)
-        cosine = F.cosine_similarity(embeddings[rows], targets.embeddings[columns], dim=-1)
-        losses = {
-            "mask_focal": focal_loss(logits[rows], masks, weights).sum() / count,
-            "mask_dice": 0.05 * dice_loss(logits[rows], masks, weights).sum() / count,
-            "mask_clip": (1 - cosine).mean(),
-        }
-        unmatched = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-        unmatched[rows] = False
-        if unmatched.any():
-            losses["mask_absent"] = (logits[unmatched].sigmoid() ** 2).mean()
-        with torch.no_grad():
-            iou = soft_iou(logits[rows], masks).diagonal().mean()
-        return losses, {"mask_iou": float(iou)}
+
+class MaskFieldSystem(System):
+    """The mask field in one scene."""
+
+    def __init__(self, config: MaskStageConfig, embedding_dim: int | None) -> None:
+        super().__init__()
+        self.config = config
+        self.query_head = QueryHead(
+            config.num_queries, config.feature_dim, embedding_dim or 1, spread=embedding_dim is not None
+        )
+        self._stage: MaskStage | None = None
+
+    @property
+    def stage(self) -> MaskStage:
+        """The stage that is under way."""
+        assert self._stage is not None, "begin() comes first"
+        return self._stage
+
+    def begin(self, views: MaskViews, space: Space, resuming: bool) -> str:
+        planned = self.query_head.num_queries
+        self._stage = MaskStage(self.config, self.query_head, views, space.surface_cells, space.num_cells)
+        self._stage.prepare(adopt=not resuming)
+        counts = [int((self.query_head.support[self.query_head.bank(k)] > 0).sum()) for k in range(len(LEVELS))]
+        found = f"{sum(counts)} objects found (subpart, part, whole: {counts})"
+        more = self.query_head.num_queries
+        return found if more == planned else f"{found}; more than the {planned} queries planned for: now {more}"
+
+    def start(self, view: int, device: torch.device) -> Start:
+        return Start(*self.stage.pixel_codes(view, device))
+
+    def losses(self, view: int, features: Float[Tensor, "P channels"]) -> Losses:
+        return self.stage.losses(view, features)
