@@ -62,8 +62,8 @@ class Extract:
     cache_dir: Path | None = None
     """Folder of the mask cache; default: maskfield_cache inside the capture."""
     proposer: str = "preset"
-    """Mask proposer: sam, tiny-sam, regions, merged, or one that an installed package adds; preset: the method's
-    own."""
+    """Mask proposer: sam, tiny-sam, regions, merged, given:PATH (a folder of id images or a COCO JSON of your own), or
+    one that an installed package adds; preset: the method's own."""
     embedder: str = "preset"
     """Embedder of masks and phrases: open-clip, tiny-clip, or one that an installed package adds; preset: the method's
     own."""

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from maskfield_ns.cache.schema import CacheEntry, canonical_json, normalise_name
 from maskfield_ns.cache.store import DiskFullError, MaskCache, file_sha256
 from maskfield_ns.errors import CacheError, CaptureError
-from maskfield_ns.foundation.protocols import MaskProposer, RegionEmbedder
+from maskfield_ns.foundation.protocols import MaskProposer, RegionEmbedder, propose
 
 PRINT_EVERY_S = 10.0
 """Without a terminal, seconds between two progress lines."""
@@ -135,7 +135,7 @@ def build_cache(
         with _progress(len(jobs), total - len(jobs), progress) as advance:
             for job in jobs:
                 image = load_image(job.path, job.resolution)
-                proposals = proposer.propose(image)
+                proposals = propose(proposer, image, job.name)
                 embeddings = embedder.embed_regions(image, proposals.masks)
                 try:
                     entry = cache.write(job.name, job.sha256, proposals, embeddings)

@@ -45,8 +45,9 @@ class MaskSourceConfig:
     proposer: ProposerConfig = _TINY_SAM
     """What proposes masks."""
     proposer_kind: str = PRESET
-    """Another kind of proposer than the method's own, with its default settings: sam, tiny-sam, regions, merged, or one
-    that an installed package adds; preset: the one described above."""
+    """Another kind of proposer than the method's own, with its default settings: sam, tiny-sam, regions, merged,
+    given:PATH (id images or COCO JSON of your own), or one that an installed package adds; preset: the one described
+    above."""
     embedder: EmbedderConfig = _TINY_CLIP
     """What embeds masks and phrases."""
     embedder_kind: str = PRESET

@@ -17,7 +17,7 @@ from maskfield_ns.evaluation.metrics import Agreement, matched_mean_iou
 from maskfield_ns.evaluation.report import SegmentationReport
 from maskfield_ns.files import write_json
 from maskfield_ns.foundation.base import ProposerConfig
-from maskfield_ns.foundation.protocols import LEVELS
+from maskfield_ns.foundation.protocols import LEVELS, propose
 from maskfield_ns.models.contract import QueryableModel
 from maskfield_ns.systems.query_head import QueryHead
 
@@ -76,7 +76,7 @@ class AgreementEvaluator(Evaluator):
     def add(self, name: str, outputs: Outputs, picture: Tensor) -> None:
         colours = picture[..., :3].cpu()
         image = (colours if colours.dtype == torch.uint8 else (colours * 255).round().byte()).numpy()
-        proposed = self.proposer.propose(np.ascontiguousarray(image))
+        proposed = propose(self.proposer, np.ascontiguousarray(image), name)
         head: QueryHead = self.model.query_head
         valid = head.valid(self.model.config.decision.min_support, self.model.config.decision.min_share)
         per_level: dict[str, Agreement] = {}

@@ -48,6 +48,22 @@ class MaskProposer(Protocol):
 
 
 @runtime_checkable
+class NamedMaskProposer(MaskProposer, Protocol):
+    """A proposer whose masks belong to named images: they come from files, not from pixels."""
+
+    def propose_named(self, image: UInt8[np.ndarray, "H W 3"], name: str) -> MaskProposals:
+        """Masks of one RGB image, which the capture gives this name."""
+        ...
+
+
+def propose(proposer: MaskProposer, image: UInt8[np.ndarray, "H W 3"], name: str) -> MaskProposals:
+    """Masks of an image from either kind of proposer."""
+    if isinstance(proposer, NamedMaskProposer):
+        return proposer.propose_named(image, name)
+    return proposer.propose(image)
+
+
+@runtime_checkable
 class TextEmbedder(Protocol):
     """Maps phrases into the joint image-text space; the only model a trained run needs for a query."""
 

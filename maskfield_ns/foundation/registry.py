@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TypeVar
 
 from maskfield_ns.errors import MaskfieldError
@@ -22,6 +23,7 @@ from maskfield_ns.foundation.config import (
     TinyClipConfig,
     TinySamConfig,
 )
+from maskfield_ns.foundation.given_masks import GivenMasksConfig
 
 PRESET = "preset"
 """The name that stands for the method's own proposer or embedder."""
@@ -42,12 +44,15 @@ def proposer_config(kind: str, preset: ProposerConfig) -> ProposerConfig:
     """The proposer of a kind, with its default settings.
 
     Args:
-        kind: its name, or :data:`PRESET`.
+        kind: its name, or :data:`PRESET`; "given:PATH" reads masks from files (:mod:`.given_masks`).
         preset: the method's own.
 
     Raises:
         MaskfieldError: nothing of that name is installed, or it cannot be imported.
     """
+    name, colon, path = kind.partition(":")
+    if name == "given":
+        return GivenMasksConfig(Path(path).expanduser() if colon else None)
     return preset if kind == PRESET else _made(kind, PROPOSERS, PROPOSER_GROUP, ProposerConfig)
 
 
