@@ -110,7 +110,7 @@ pip_install() { # pip_install ARGUMENT...: with uv where there is one
     if command -v uv >/dev/null; then
         uv pip install --python "$BIN/python" "$@"
     else
-        "$BIN/python" -m pip install "$@"
+        "$BIN/python" -m pip install --no-compile "$@" # as uv: what is never imported is never compiled
     fi
 }
 
