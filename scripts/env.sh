@@ -132,6 +132,7 @@ install_project() { # install_project LOCK SOURCE...: the versions of requiremen
     else
         pip_install --no-deps -r "$lock"
     fi
+    rm -rf "$PROJECT/build" # setuptools would install what an earlier build has left there
     # uv would keep an earlier build of this folder as long as pyproject.toml is the same.
     pip_install --no-deps $(command -v uv >/dev/null && echo --reinstall-package maskfield-ns) "$@"
     # The stamp of the other kind of installation no longer tells the truth.
