@@ -328,6 +328,9 @@ def todays_names(words: Sequence[str]) -> list[str]:
 
     ``maskfield edit --load-config RUN --action tint --colour 1 0 0`` is ``maskfield edit tint --load-config RUN
     --color 1 0 0``.
+
+    Raises:
+        MaskfieldError: several edits in one command.
     """
     result = []
     for word in words:
@@ -338,18 +341,22 @@ def todays_names(words: Sequence[str]) -> list[str]:
         result.append(name + equals + value)
     if result[:1] != ["edit"] or not result[1:2] or result[1] in (*SUBCOMMANDS_OF_EDIT, "-h", "--help"):
         return result
-    action, rest, place = "list", [], 1
+    actions, rest, place = [], [], 1
     while place < len(result):
         word = result[place]
         if word == "--action" and place + 1 < len(result):
-            action, place = result[place + 1], place + 1
+            actions.append(result[place + 1])
+            place += 1
         elif word.startswith("--action="):
-            action = word.partition("=")[2]
+            actions.append(word.partition("=")[2])
         elif word in ("--undo", "--clear"):
-            action = word[2:]
+            actions.append(word[2:])
         else:
             rest.append(word)
         place += 1
+    if len(actions) > 1:
+        raise MaskfieldError(f"one edit at a time: {' or '.join(actions)}")
+    action = actions[0] if actions else "list"
     print(f"note: this is maskfield edit {action} now", file=sys.stderr)
     return ["edit", action, *rest]
 

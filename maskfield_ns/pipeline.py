@@ -24,7 +24,7 @@ from maskfield_ns.evaluation.undistorted_labels import ServedLabels
 from maskfield_ns.models.base_run import adopt_config, open_base_run, start_at_mask_stage
 from maskfield_ns.models.contract import AnyModel
 from maskfield_ns.models.queryable import QueryableConfig, QueryableMixin
-from maskfield_ns.runs import note_data
+from maskfield_ns.runs import note_data, save_again
 from maskfield_ns.viewer.control import PanelControl
 
 
@@ -76,7 +76,7 @@ class MaskfieldPipeline(VanillaPipeline):
         trainer = training_callback_attributes.trainer
         if trainer is not None and (note_data(trainer.config) or self._base is not None):
             # The run is opened from other folders, and what was taken over from a base run when that is gone.
-            trainer.config.save_config()
+            save_again(trainer.config)
         if self._base is not None and trainer is not None:
             start_at_mask_stage(trainer, cast(Any, self.config.datamanager).mask_start)
         return super().get_training_callbacks(training_callback_attributes)

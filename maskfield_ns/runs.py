@@ -164,6 +164,24 @@ def note_data(config: Any) -> bool:
     return changed
 
 
+def save_again(config: Any) -> None:
+    """Saves the config of a training whose pipeline has been built.
+
+    nerfstudio puts a tensor into it then (which cameras are panoramas), which does not belong into a file of settings
+    and is set anew whenever a pipeline is built.
+    """
+    sampler: Any = getattr(config.pipeline.datamanager, "pixel_sampler", None)
+    held = getattr(sampler, "is_equirectangular", None)
+    if held is None:
+        config.save_config()
+        return
+    sampler.is_equirectangular = False
+    try:
+        config.save_config()
+    finally:
+        sampler.is_equirectangular = held
+
+
 def _data_paths(config: Any) -> Iterator[tuple[Any, str]]:
     """The places in a config that name files of the capture, where they are set."""
     manager = config.pipeline.datamanager

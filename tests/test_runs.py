@@ -11,8 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
-from runs import small_splat_config
+from captures import make_capture
+from runs import small_config, small_splat_config
 
 from maskfield_ns import runs
 from maskfield_ns.run_config import read_config
@@ -90,6 +92,18 @@ def test_what_a_training_notes_down_holds_from_any_folder(tmp_path: Path, monkey
     assert runs.note_data(config)
     assert config.data == config.pipeline.datamanager.data == tmp_path / "capture"
     assert not runs.note_data(config)
+
+
+def test_a_config_saved_during_training_can_be_opened(tmp_path: Path) -> None:
+    """nerfstudio leaves a tensor in the config when it builds a pipeline of rays."""
+    config = small_config(make_capture(tmp_path / "capture"), tmp_path / "runs", "time", 1, 1)
+    config.pipeline.datamanager.data = config.data
+    config.pipeline.setup(device="cpu", test_mode="test")
+    sampler = config.pipeline.datamanager.pixel_sampler
+    assert isinstance(sampler.is_equirectangular, torch.Tensor)
+    runs.save_again(config)
+    assert read_config(config.get_base_dir() / "config.yml").method_name == "maskfield-lite"
+    assert isinstance(sampler.is_equirectangular, torch.Tensor)
 
 
 # --- other systems ----------------------------------------------------------------------------------------------------
