@@ -35,8 +35,8 @@ NOW, BEFORE = "now", "before"
 class Cost(NamedTuple):
     """Of one command."""
 
-    wall: float
     cpu: float
+    wall: float
 
 
 def commands(run: Path, output: Path, side: str) -> dict[str, list[str]]:
@@ -47,7 +47,7 @@ def commands(run: Path, output: Path, side: str) -> dict[str, list[str]]:
     query = ["query", *chosen, "--text", "green mug", "--max-views", "3", "--output", str(output / "query")]
     return {
         "maskfield query (3 views)": ["maskfield_ns.cli", *query],
-        "ns-eval": ["nerfstudio.scripts.eval", *chosen, "--output-path", str(output / "metrics.json")],
+        "ns-eval (6 views)": ["nerfstudio.scripts.eval", *chosen, "--output-path", str(output / "metrics.json")],
         "maskfield edit undo": ["maskfield_ns.cli", *undo, *chosen],
         "maskfield edit, a color out of range": ["maskfield_ns.cli", *wrong, "2", "0", "0", "--text", "duck", *chosen],
     }
@@ -69,7 +69,7 @@ def measure(words: list[str], checkout: Path) -> Cost:
     expected = 1 if "2" in words and "0" in words else 0
     if done.returncode != expected:
         sys.exit(f"{' '.join(words)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    return Cost(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return Cost(wall=wall, cpu=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
 def with_an_edit(run: Path) -> None:
@@ -92,9 +92,15 @@ def compare(run: Path, before: Path | None, repeats: int, output: Path) -> str:
                 cost = measure(commands(run, output, side)[title], checkout)
                 costs.setdefault((title, side), []).append(cost)
                 print(f"{title}, {side}: {cost.cpu:.1f} CPU-s, {cost.wall:.1f} s", file=sys.stderr, flush=True)
+    return table(costs)
+
+
+def table(costs: dict[tuple[str, str], list[Cost]]) -> str:
+    """Medians by command and checkout, as Markdown."""
+    sides = list(dict.fromkeys(side for _, side in costs))
     head = "".join(f" CPU-s {side} | wall s {side} |" for side in sides)
     lines = [f"| command |{head}", "| --- |" + " --- | --- |" * len(sides)]
-    for title in commands(run, output, NOW):
+    for title in dict.fromkeys(title for title, _ in costs):
         row = [f"| {title} |"]
         for side in sides:
             cpu, wall = (statistics.median(values) for values in zip(*costs[title, side], strict=True))
@@ -146,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="config.yml of a run, or its folder")
     parser.add_argument("--before", type=Path, help="another checkout of this repository")
-    parser.add_argument("--repeats", type=int, default=3, help="times that every command is run; the median is printed")
+    parser.add_argument("--repeats", type=int, default=3, help="times that every command is run; medians are printed")
     parser.add_argument("--parts", action="store_true", help="where opening the run and asking spend their time")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
