@@ -115,6 +115,17 @@ def open_run(
     return OpenedRun(pipeline, config_path, step, config, checkpoint)
 
 
+def as_trained(config: TrainerConfig) -> TrainerConfig:
+    """Takes the edits out of a config (``update`` of :func:`open_run`), for a run that another scene takes things from.
+
+    Edits of that run could insert it into itself, and so on without end.
+    """
+    model: Any = config.pipeline.model
+    if hasattr(model, "edit_file"):
+        model.edit_file = None
+    return config
+
+
 def is_ours(config_path: Path) -> bool:
     """Whether a config.yml is of a run of this package's methods; nothing of it is loaded.
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from maskfield_ns.editing import edits as e
 from maskfield_ns.editing.edits import Edit, EditList, layers_of, tint_matrix
@@ -64,7 +68,7 @@ def test_field_selections_keep_their_order() -> None:
     assert [term.adds for term in (less | FIELD).terms] == [True, False, True]
     with pytest.raises(SelectionError, match="removing"):
         FIELD | less
-    assert FIELD.cells.tolist() == [5, 7] and FIELD.grids[0][[5, 7, 0]].tolist() == [1, 2, 0]
+    assert FIELD.cells.tolist() == [5, 7] and FIELD.terms[0].kinds(torch.tensor([5, 7, 0])).tolist() == [1, 2, 0]
 
 
 @pytest.mark.parametrize("selection", [MUG, FIELD, FIELD - FIELD])
@@ -160,8 +164,8 @@ def test_the_file_is_read_back(tmp_path: Path) -> None:
     assert shapes(read) == shapes(edits)
     assert json.loads(path.read_text())["schema_version"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["edits.json"]
-    with pytest.raises(MaskfieldError):
-        edits.save(tmp_path / "no folder" / "edits.json")
+    with pytest.raises(MaskfieldError, match="cannot write"):
+        edits.save(path / "edits.json")
 
 
 @pytest.mark.parametrize(
@@ -210,3 +214,83 @@ def test_edits_that_make_no_sense_are_refused() -> None:
     ):
         with pytest.raises(EditError):
             make()
+
+
+# --- what a file may ask for ------------------------------------------------------------------------------------------
+
+
+def saved_edit(**changes: object) -> dict:
+    return e.tint(MUG, (1, 0, 0)).to_json() | changes
+
+
+def write(path: Path, *edits: dict) -> Path:
+    data = {"format": "maskfield edits", "schema_version": 1, "run": {}, "edits": list(edits)}
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        saved_edit(copy=float("inf")),
+        saved_edit(copy=0.5),
+        saved_edit(copy=True),
+        saved_edit(strength=10**40),
+        saved_edit(colour=[10**90, 0, 0]),
+        saved_edit(colour={}),
+        saved_edit(selection=MUG.to_json() | {"count": float("inf")}),
+        saved_edit(selection=MUG.to_json() | {"count": 10**12}),
+        saved_edit(selection=MUG.to_json() | {"count": "10"}),
+        saved_edit(selection=MUG.to_json() | {"name": ["mug"]}),
+        saved_edit(selection=MUG.to_json() | {"name": "\ud800"}),
+        saved_edit(selection=MUG.to_json() | {"members": 7}),
+        saved_edit(selection=FIELD.to_json() | {"resolution": 2000}),
+        saved_edit(selection=FIELD.to_json() | {"terms": [FIELD.to_json()["terms"][0] | {"adds": "false"}]}),
+        saved_edit(kind="move", transform={"scale": 10**400, "rotation": 1, "translation": 2}),
+        saved_edit(kind="insert", source=7, transform=UP.to_json()),
+    ],
+)
+def test_values_of_another_type_or_size_are_refused(tmp_path: Path, edit: dict) -> None:
+    with pytest.raises(EditError, match=r"edits\.json") as caught:
+        EditList.load(write(tmp_path / "edits.json", edit))
+    assert "\n" not in str(caught.value)
+
+
+def test_memory_is_bounded_by_the_size_of_the_file(tmp_path: Path) -> None:
+    """Neighbouring indices pack a thousandfold: 90 kB ask for 64 MB, and for thrice that once they are numbers."""
+    count = 1 << 24
+    packed = base64.b64encode(zlib.compress(np.ones(count, "<u4").tobytes(), 9)).decode()
+    bomb = {"kind": "gaussians", "name": "all", "count": 1 << 31, "members": packed, "fringe": ""}
+    path = write(tmp_path / "edits.json", saved_edit(selection=bomb))
+    tracemalloc.start()
+    with pytest.raises(EditError, match="too large to be read from a file of this size"):
+        EditList.load(path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert path.stat().st_size < 1 << 18 and most < 80 << 20
+
+
+def test_selections_that_are_used_again_count_once(tmp_path: Path) -> None:
+    count = 3_000_000
+    large = GaussianSelection("all", np.arange(count), np.zeros(0, np.int64), count)
+    edits = EditList().then(*(e.tint(large, (1, 0, k / 10)) for k in range(10)))
+    edits.save(tmp_path / "edits.json")
+    assert len(EditList.load(tmp_path / "edits.json")) == 10
+
+
+def test_what_could_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
+    count = 5_000_000
+    large = GaussianSelection("all", np.arange(count), np.zeros(0, np.int64), count)
+    with pytest.raises(EditError, match="too large"):
+        EditList().then(e.tint(large, (1, 0, 0))).save(tmp_path / "edits.json")
+    assert not (tmp_path / "edits.json").exists()
+
+
+def test_lists_cannot_double_without_end(tmp_path: Path) -> None:
+    copy = e.duplicate(MUG, UP).to_json()
+    with pytest.raises(EditError, match="more than 1000 copies"):
+        EditList.load(write(tmp_path / "edits.json", *[copy] * 40))
+    with pytest.raises(EditError, match="1001 edits; 1000"):
+        EditList.load(write(tmp_path / "edits.json", *[saved_edit()] * 1001))
+    with pytest.raises(EditError, match="changes"):
+        EditList.load(write(tmp_path / "edits.json", *[copy] * 9, *[saved_edit()] * 100))

@@ -23,6 +23,7 @@ from maskfield_ns.cache.schema import CACHE_FOLDER
 from maskfield_ns.data.capture import CaptureSummary
 from maskfield_ns.data.capture_source import named_errors
 from maskfield_ns.data.mask_views import MaskTargets, MaskViews, grid_size, reduce_masks
+from maskfield_ns.data.random_state import kept_random_state
 from maskfield_ns.data.run_info import RunInfo
 from maskfield_ns.data.target_files import kept_targets
 from maskfield_ns.errors import CacheError, CaptureError
@@ -297,12 +298,14 @@ def _build_cache(
 ) -> BuildReport:
     from maskfield_ns.cache.builder import build_cache
 
-    return build_cache(
-        paths,
-        [cache_name(path, capture_dir) for path in paths],
-        config.get_cache_dir(capture_dir),
-        config.get_proposer().deferred(device),
-        config.get_embedder().deferred(device),
-        progress=progress,
-        visit=visit,
-    )
+    # A training draws the same random numbers whether the masks were there or had to be made.
+    with kept_random_state():
+        return build_cache(
+            paths,
+            [cache_name(path, capture_dir) for path in paths],
+            config.get_cache_dir(capture_dir),
+            config.get_proposer().deferred(device),
+            config.get_embedder().deferred(device),
+            progress=progress,
+            visit=visit,
+        )

@@ -10,7 +10,7 @@ import numpy as np
 from maskfield_ns.editing import edits as operations
 from maskfield_ns.editing.edits import FILE_NAME, KINDS, Edit, EditList
 from maskfield_ns.errors import EditError
-from maskfield_ns.runs import open_run, write_edited_config
+from maskfield_ns.runs import as_trained, open_run, write_edited_config
 from maskfield_ns.selection.coordinates import CaptureFrame
 from maskfield_ns.selection.measure import Measured
 from maskfield_ns.selection.selection import Selection
@@ -104,7 +104,7 @@ def inserted_points(source: Path, selection: Selection | None) -> np.ndarray:
         return read_gaussians(source)["means"].astype(np.float64)
     if selection is None:
         raise EditError(f"say what to take from {source}: a selection made in that run")
-    pipeline = open_run(source).pipeline
+    pipeline = open_run(source, update=as_trained).pipeline
     dataset = pipeline.datamanager.train_dataset
     assert dataset is not None
     selector = Selector(pipeline.model, dataset.cameras)

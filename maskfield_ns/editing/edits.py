@@ -12,16 +12,24 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from maskfield_ns.errors import EditError
+from maskfield_ns.errors import EditError, SelectionError
+from maskfield_ns.files import read_json, write_json
 from maskfield_ns.models.contract import AnyModel
-from maskfield_ns.selection.selection import GaussianSelection, Selection, selection_from_json
+from maskfield_ns.selection.index_codec import Unpacker
+from maskfield_ns.selection.selection import FieldSelection, GaussianSelection, Selection, selection_from_json
 from maskfield_ns.selection.transform import Similarity
 
 SCHEMA_VERSION = 1
 """Version of the edit file."""
 FILE_NAME = "edits.json"
 """The edit file's usual name, beside a run's config.yml."""
-_MOST_BYTES = 1 << 28
+MOST_EDITS = 1000
+"""In a list."""
+MOST_LAYERS, MOST_CHANGES = 1000, 10_000
+"""What a list may make of a scene: each duplication of all copies doubles them."""
+_LEAST_INDICES, _INDICES_PER_BYTE = 1 << 22, 4
+"""A file's selections hold so many Gaussians or cells, or so many per byte, whichever is more: neighbouring indices
+pack a thousandfold, scattered ones to a byte each."""
 
 Kind = Literal["tint", "delete", "extract", "move", "duplicate", "insert"]
 KINDS: tuple[Kind, ...] = ("tint", "delete", "extract", "move", "duplicate", "insert")
@@ -75,8 +83,12 @@ class Edit:
         return data
 
     @classmethod
-    def from_json(cls, data: Any) -> Edit:
+    def from_json(cls, data: Any, unpack: Unpacker | None = None) -> Edit:
         """The inverse of :meth:`to_json`, checked.
+
+        Args:
+            data: plain data.
+            unpack: see :func:`maskfield_ns.selection.selection.selection_from_json`.
 
         Raises:
             EditError: something else.
@@ -84,18 +96,20 @@ class Edit:
         if not isinstance(data, dict) or data.get("kind") not in KINDS:
             raise EditError(f"an edit is one of {', '.join(KINDS)}")
         try:
-            colour = data.get("colour")
+            colour, copy, source = data.get("colour"), data.get("copy"), data.get("source")
+            if not (copy is None or type(copy) is int) or not (source is None or isinstance(source, str)):
+                raise TypeError("its copy is no whole number, or its source no text")
             edit = cls(
                 data["kind"],
-                selection_from_json(data["selection"]) if "selection" in data else None,
+                selection_from_json(data["selection"], unpack) if "selection" in data else None,
                 Similarity.from_json(data["transform"]) if "transform" in data else None,
                 None if colour is None else (float(colour[0]), float(colour[1]), float(colour[2])),
                 float(data.get("strength", 1.0)),
-                None if data.get("copy") is None else int(data["copy"]),
-                None if data.get("source") is None else str(data["source"]),
-                selection_from_json(data["source_selection"]) if "source_selection" in data else None,
+                copy,
+                source,
+                selection_from_json(data["source_selection"], unpack) if "source_selection" in data else None,
             )
-        except (TypeError, ValueError, IndexError) as error:
+        except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
             raise EditError(f"an edit of kind {data['kind']} is damaged: {error}") from error
         return _checked(edit)
 
@@ -219,6 +233,11 @@ def layers_of(edits: Sequence[Edit]) -> tuple[Layer, ...]:
                 continue
             result += _applied(layer, edit, selection, number)
         layers = result
+        if len(layers) > MOST_LAYERS or sum(len(layer.changes) for layer in layers) > MOST_CHANGES:
+            raise EditError(
+                f"edit {number} makes more than {MOST_LAYERS} copies of things, or {MOST_CHANGES} changes to them: "
+                "edit one copy (--copy) instead of all"
+            )
     return tuple(layers)
 
 
@@ -257,6 +276,8 @@ class EditList:
         """Joins equal selections, so that what was moved twice is moved as one thing, after reading a file too."""
         known: dict[str, Selection] = {}
         joined = []
+        if len(self.edits) > MOST_EDITS:
+            raise EditError(f"a list holds {MOST_EDITS} edits at most: bake them into a .ply, or take some back")
         for edit in self.edits:
             if edit.selection is not None:
                 key = json.dumps({**edit.selection.to_json(), "name": ""}, sort_keys=True)
@@ -276,16 +297,18 @@ class EditList:
         """What to render."""
         return self._layers  # type: ignore[attr-defined]
 
-    def then(self, edit: Edit) -> EditList:
-        """One more edit.
+    def then(self, *edits: Edit) -> EditList:
+        """One more edit, or several.
 
         Raises:
-            EditError: it names a copy that no edit made.
+            EditError: one names a copy that no edit before it made, or they are too many.
         """
-        made = {0} | {n for n, e in enumerate(self.edits, 1) if e.kind == "duplicate"}
-        if edit.copy is not None and edit.copy not in made:
-            raise EditError(f"there is no copy {edit.copy}: edit {edit.copy} is no duplication of this list")
-        return EditList((*self.edits, edit))
+        every = (*self.edits, *edits)
+        made = {0} | {n for n, e in enumerate(every, 1) if e.kind == "duplicate"}
+        for number, edit in enumerate(every, 1):
+            if edit.copy is not None and (edit.copy not in made or edit.copy >= number):
+                raise EditError(f"there is no copy {edit.copy}: edit {edit.copy} is no duplication of this list")
+        return EditList(every)
 
     def undone(self) -> EditList:
         """Without the last edit.
@@ -313,6 +336,10 @@ class EditList:
                 continue
             if isinstance(selection, GaussianSelection) != gaussian:
                 raise EditError(f"edit {number} was made in a scene of the other kind (Gaussians or field)")
+            if isinstance(selection, FieldSelection):
+                most = model.query_head.num_queries
+                if any(max(term.rule.queries) >= most for term in selection.terms):
+                    raise EditError(f"edit {number} was made in another run: this scene has {most} queries")
             if (
                 isinstance(selection, GaussianSelection)
                 and model.backbone == "gaussians"
@@ -332,17 +359,18 @@ class EditList:
             run: what it belongs to, for people.
 
         Raises:
-            MaskfieldError: the file cannot be written.
+            EditError: the file cannot be written, or its selections are larger than one may hold.
         """
-        from maskfield_ns.files import write_json
-
-        data = {
+        data: dict[str, Any] = {
             "format": "maskfield edits",
             "schema_version": SCHEMA_VERSION,
             "run": run or {},
             "edits": [edit.to_json() for edit in self.edits],
         }
-        write_json(path, data)
+        unpack = Unpacker(_most_indices(len(json.dumps(data))))
+        for item in data["edits"]:  # what is saved can be read again
+            Edit.from_json(item, unpack)
+        write_json(path, data, EditError)
 
     @classmethod
     def load(cls, path: Path) -> EditList:
@@ -351,12 +379,7 @@ class EditList:
         Raises:
             EditError: there is none, or it is damaged or of another version.
         """
-        try:
-            if path.stat().st_size > _MOST_BYTES:
-                raise EditError(f"{path} is too large for an edit file")
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise EditError(f"{path} cannot be read as an edit file: {error}") from error
+        data = read_json(path, "the edits", EditError)
         if not isinstance(data, dict) or data.get("format") != "maskfield edits":
             raise EditError(f"{path} is no edit file of maskfield-ns")
         version = data.get("schema_version")
@@ -364,13 +387,23 @@ class EditList:
             raise EditError(f"{path} has version {version}, this maskfield-ns reads version {SCHEMA_VERSION}")
         if not isinstance(data.get("edits"), list):
             raise EditError(f"{path} holds no list of edits")
-        edits = cls()
+        if len(data["edits"]) > MOST_EDITS:
+            raise EditError(f"{path} holds {len(data['edits'])} edits; {MOST_EDITS} is the most that is read")
+        unpack, edits = Unpacker(_most_indices(path.stat().st_size)), []
         for number, item in enumerate(data["edits"], 1):
             try:
-                edits = edits.then(Edit.from_json(item))
-            except EditError as error:
+                edits.append(Edit.from_json(item, unpack))
+            except (EditError, SelectionError) as error:
                 raise EditError(f"{path}, edit {number}: {error}") from error
-        return edits
+        try:
+            return cls().then(*edits)
+        except EditError as error:
+            raise EditError(f"{path}: {error}") from error
+
+
+def _most_indices(file_bytes: int) -> int:
+    """How many indices the selections of an edit file of so many bytes may hold together."""
+    return max(_LEAST_INDICES, _INDICES_PER_BYTE * file_bytes)
 
 
 def tint_matrix(colour: Sequence[float], strength: float) -> Float[np.ndarray, "3 3"]:

@@ -17,7 +17,7 @@ from maskfield_ns.editing.edits import EditList, Layer, tint_matrix
 from maskfield_ns.errors import EditError
 from maskfield_ns.fields.mask_field import render_features
 from maskfield_ns.models.contract import AnyModel, FieldModel
-from maskfield_ns.runs import open_run
+from maskfield_ns.runs import as_trained, open_run
 from maskfield_ns.selection.field import _within, cube_positions, soft_membership
 from maskfield_ns.selection.selection import FieldSelection
 from maskfield_ns.selection.transform import Similarity
@@ -202,7 +202,7 @@ def _moved(points: Float[Tensor, "*batch 3"], transform: Similarity) -> Float[Te
 
 
 def _other_model(config: str) -> FieldModel:
-    model = cast(AnyModel, open_run(Path(config)).pipeline.model)
+    model = cast(AnyModel, open_run(Path(config), update=as_trained).pipeline.model)
     if model.backbone == "gaussians":
         raise EditError(f"{config} is a scene of Gaussians: things from it cannot be put into a radiance field")
     return model

@@ -21,7 +21,7 @@ _SURFACE_GROWS, _SOLID_GROWS = 2, 1
 """Cells around a thing's surface and solid in which its mask field decides."""
 
 CORE, SHELL = 2, 1
-"""What a selection's grid says of a cell: all of it belongs, or the mask field decides. 0: nothing belongs."""
+"""What a selection's term says of a cell: all of it belongs, or the mask field decides. 0: nothing belongs."""
 
 
 def cube_positions(model: Any, points: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
@@ -66,8 +66,8 @@ def soft_membership(
     flat = points.reshape(-1, 3)
     cells = cells_of(model, flat, selection.resolution)
     result = flat.new_zeros(len(flat))
-    for term, grid in zip(selection.terms, selection.grids, strict=True):
-        kind = grid.to(cells.device)[cells]
+    for term in selection.terms:
+        kind = term.kinds(cells)
         value = (kind == CORE).to(result)
         doubtful = (kind == SHELL).nonzero()[:, 0]
         if len(doubtful):
@@ -104,9 +104,9 @@ def _within(source: Any, selection: Selection, points: Float[Tensor, "N 3"]) -> 
     assert isinstance(selection, FieldSelection)
     cells = cells_of(source, points, selection.resolution)
     result = torch.zeros_like(cells, dtype=torch.bool)
-    for term, grid in zip(selection.terms, selection.grids, strict=True):
+    for term in selection.terms:
         if term.adds:
-            result |= grid.to(cells.device)[cells] > 0
+            result |= term.kinds(cells) > 0
     return result
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor
 from maskfield_ns.answers import decision
 from maskfield_ns.answers.decision import DecisionRule, evidence
 from maskfield_ns.errors import EditError, NothingFoundError, SelectionError
-from maskfield_ns.selection.index_codec import pack_indices, unpack_indices
+from maskfield_ns.selection.index_codec import Unpacker, pack_indices
 from maskfield_ns.systems.query_head import QueryHead
 
 _CHUNK = 1 << 15
@@ -75,9 +74,11 @@ class Membership:
             EditError: something else, or queries that the scene does not have.
         """
         try:
-            queries, scores = tuple(int(q) for q in data["queries"]), tuple(float(s) for s in data["scores"])
-            threshold, agreeing = float(data["threshold"]), int(data["levels_agreeing"])
-        except (KeyError, TypeError, ValueError) as error:
+            queries, scores = tuple(data["queries"]), tuple(float(s) for s in data["scores"])
+            threshold, agreeing = float(data["threshold"]), data["levels_agreeing"]
+            if not all(type(number) is int and number < 1 << 31 for number in (*queries, agreeing)):
+                raise TypeError("queries and levels are counted in whole numbers")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise EditError("a selection's rule needs queries, scores, threshold and levels_agreeing") from error
         sane = len(queries) == len(scores) > 0 and 0 < threshold < math.inf and agreeing >= 1 and min(queries) >= 0
         if not sane or not all(math.isfinite(s) for s in scores):
@@ -225,7 +226,18 @@ class FieldTerm:
     """Cells of the unit cube (contracted scene) in which the rule holds; elsewhere nothing belongs to the thing.
     Sorted."""
     core: tuple[int, ...] | Int[np.ndarray, " M"] = ()
-    """Cells inside the thing, where everything belongs to it: no view has ever seen what the mask field says there."""
+    """Cells inside the thing, where everything belongs to it: no view has ever seen what the mask field says there.
+    Sorted."""
+
+    def kinds(self, cells: Int[Tensor, " P"]) -> UInt8[Tensor, " P"]:
+        """What the term says of cells: 2 all of it belongs (core), 1 the rule decides, 0 nothing belongs."""
+        result = torch.zeros(cells.shape, dtype=torch.uint8, device=cells.device)
+        for kind, members in enumerate((self.cells, self.core), 1):
+            known = torch.tensor(np.asarray(members, np.int64), device=cells.device)
+            if len(known):
+                place = torch.searchsorted(known, cells).clamp(max=len(known) - 1)
+                result[known[place] == cells] = kind
+        return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,17 +260,6 @@ class FieldSelection(Selection):
         """All cells in which something may be selected, sorted."""
         added = [np.asarray(term.cells, np.int64) for term in self.terms if term.adds]
         return np.unique(np.concatenate(added)) if added else np.zeros(0, np.int64)
-
-    @cached_property
-    def grids(self) -> list[UInt8[Tensor, " cells"]]:
-        """Per term, per cell of the unit cube: 2 all of it belongs (core), 1 the rule decides, 0 nothing belongs."""
-        grids = []
-        for term in self.terms:
-            grid = torch.zeros(self.resolution**3, dtype=torch.uint8)
-            grid[torch.from_numpy(np.asarray(term.cells, np.int64))] = 1
-            grid[torch.from_numpy(np.asarray(term.core, np.int64))] = 2
-            grids.append(grid)
-        return grids
 
     def __or__(self, other: Selection) -> FieldSelection:
         other = self._same_scene(other)
@@ -292,32 +293,49 @@ class FieldSelection(Selection):
         return {"kind": self.kind, "name": self.name, "resolution": self.resolution, "terms": terms}
 
 
-def selection_from_json(data: Any) -> Selection:
+def selection_from_json(data: Any, unpack: Callable[[Any, int], Int[np.ndarray, " N"]] | None = None) -> Selection:
     """The inverse of ``Selection.to_json``.
+
+    Args:
+        data: plain data.
+        unpack: for sets of indices; an :class:`maskfield_ns.selection.index_codec.Unpacker` bounds those of a file.
 
     Raises:
         EditError: something else.
     """
+    unpack = unpack or Unpacker()
     try:
-        kind, name = data["kind"], str(data["name"])
+        kind, name = data["kind"], data["name"]
+        if not isinstance(name, str):
+            raise EditError("the name of a selection is no text")
         if kind == GaussianSelection.kind:
-            count = int(data["count"])
-            members, fringe = unpack_indices(data["members"], count), unpack_indices(data["fringe"], count)
+            count = _whole(data["count"], "a selection's number of Gaussians", 1 << 31)
+            members, fringe = unpack(data["members"], count), unpack(data["fringe"], count)
             return GaussianSelection(name, members, fringe, count)
         if kind == FieldSelection.kind:
-            resolution = int(data["resolution"])
-            if not 1 <= resolution <= 1024:
-                raise EditError(f"a selection's resolution must be 1 to 1024, not {resolution}")
+            resolution = _whole(data["resolution"], "a selection's resolution", 1024)
             terms = tuple(
                 FieldTerm(
-                    bool(term["adds"]),
+                    _yes_or_no(term["adds"]),
                     Membership.from_json(term["rule"]),
-                    unpack_indices(term["cells"], resolution**3),
-                    unpack_indices(term["core"], resolution**3),
+                    unpack(term["cells"], resolution**3),
+                    unpack(term["core"], resolution**3),
                 )
                 for term in data["terms"]
             )
             return FieldSelection(name, terms, resolution)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise EditError(f"a selection is damaged: {error!r}") from error
-    raise EditError(f"a selection of kind {kind!r} is unknown to this version")
+    raise EditError(f"a selection of kind {str(kind)[:40]!r} is unknown to this version")
+
+
+def _whole(value: Any, what: str, most: int) -> int:
+    if type(value) is not int or not 1 <= value <= most:
+        raise EditError(f"{what} must be a whole number from 1 to {most}, not {str(value)[:40]}")
+    return value
+
+
+def _yes_or_no(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise EditError("whether a term adds must be true or false")
+    return value
