@@ -270,19 +270,23 @@ def test_memory_is_bounded_by_the_size_of_the_file(tmp_path: Path) -> None:
     assert path.stat().st_size < 1 << 18 and most < 80 << 20
 
 
-def test_selections_that_are_used_again_count_once(tmp_path: Path) -> None:
-    count = 3_000_000
-    large = GaussianSelection("all", np.arange(count), np.zeros(0, np.int64), count)
+def whole_scene(count: int = 100_000) -> GaussianSelection:
+    """Neighbouring indices, which pack well: a few hundred bytes."""
+    return GaussianSelection("all", np.arange(count), np.zeros(0, np.int64), count)
+
+
+def test_selections_that_are_used_again_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(e, "_LEAST_INDICES", 150_000)
+    large = whole_scene()
     edits = EditList().then(*(e.tint(large, (1, 0, k / 10)) for k in range(10)))
     edits.save(tmp_path / "edits.json")
     assert len(EditList.load(tmp_path / "edits.json")) == 10
 
 
-def test_what_could_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
-    count = 5_000_000
-    large = GaussianSelection("all", np.arange(count), np.zeros(0, np.int64), count)
+def test_what_could_not_be_read_again_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(e, "_LEAST_INDICES", 50_000)
     with pytest.raises(EditError, match="too large"):
-        EditList().then(e.tint(large, (1, 0, 0))).save(tmp_path / "edits.json")
+        EditList().then(e.tint(whole_scene(), (1, 0, 0))).save(tmp_path / "edits.json")
     assert not (tmp_path / "edits.json").exists()
 
 

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -210,9 +211,14 @@ class GaussianSelection(Selection):
             "kind": self.kind,
             "name": self.name,
             "count": self.count,
-            "members": pack_indices(self.members),
-            "fringe": pack_indices(self.fringe),
+            "members": self._packed[0],
+            "fringe": self._packed[1],
         }
+
+    @cached_property
+    def _packed(self) -> tuple[str, str]:
+        """Members and fringe as text; a list of edits compares its selections by it, again with every edit."""
+        return pack_indices(self.members), pack_indices(self.fringe)
 
 
 @dataclass(frozen=True)
