@@ -27,7 +27,7 @@ MOST_EDITS = 1000
 """In a list."""
 MOST_LAYERS, MOST_CHANGES = 1000, 10_000
 """What a list may make of a scene: each duplication of all copies doubles them."""
-_LEAST_INDICES, _INDICES_PER_BYTE = 1 << 22, 4
+_LEAST_INDICES, _INDICES_PER_BYTE = 1 << 21, 4
 """A file's selections hold so many Gaussians or cells, or so many per byte, whichever is more: neighbouring indices
 pack a thousandfold, scattered ones to a byte each."""
 

@@ -171,7 +171,9 @@ class GaussianSelection(Selection):
             SelectionError: one is out of range.
         """
         for name in ("members", "fringe"):
-            indices = np.unique(np.asarray(getattr(self, name), np.int64))
+            indices = np.asarray(getattr(self, name), np.int64)
+            if not (indices[1:] > indices[:-1]).all():
+                indices = np.unique(indices)
             if len(indices) and (indices[0] < 0 or indices[-1] >= self.count):
                 raise SelectionError(f"Gaussian {indices[-1]} does not exist: the scene has {self.count}")
             object.__setattr__(self, name, indices)
