@@ -25,6 +25,10 @@ class SplatError(MaskfieldError):
     """Gaussians cannot be rendered: values that are not finite, or tensors of the wrong shape, type or device."""
 
 
+class QuestionError(MaskfieldError, ValueError):
+    """A question cannot be understood: the wrong type, an empty phrase, or several kinds of question at once."""
+
+
 class SelectionError(MaskfieldError):
     """Nothing can be selected like this: no such thing, or a selection of another scene."""
 

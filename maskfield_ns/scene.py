@@ -12,8 +12,9 @@ if answer.found:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,58 +22,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from maskfield_ns.errors import SelectionError
+from maskfield_ns.errors import QuestionError, SelectionError
 from maskfield_ns.runs import open_run
 
 if TYPE_CHECKING:
     import torch
     from nerfstudio.cameras.cameras import Cameras
 
-    from maskfield_ns.answers.ask import ActiveQuery
+    from maskfield_ns.answers.answer import Answer
+    from maskfield_ns.answers.objects import SceneObject
+    from maskfield_ns.answers.questions import Level
     from maskfield_ns.editing.edits import EditList
-    from maskfield_ns.selection.coordinates import CaptureFrame
-    from maskfield_ns.selection.measure import Measured
-    from maskfield_ns.selection.objects import SceneObject
+    from maskfield_ns.selection.coordinates import CaptureCoordinates
+    from maskfield_ns.selection.measure import Measurement
     from maskfield_ns.selection.selection import Selection
-    from maskfield_ns.selection.selector import Level, Selector
+    from maskfield_ns.selection.selector import Selector
 
 _MAX_SIDE = 1 << 14
 """Pixels of a rendered view's side."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a scene says to one phrase, picture or pixel."""
-
-    phrase: str
-    """The phrase; "picture" or "pixel (row, column)" otherwise."""
-    score: float
-    """Evidence (:func:`maskfield_ns.answers.decision.evidence`), in [0, 1]: LERF relevancy of the best query, where a
-    tie with the best negative is 0.5, less for subparts and for things seen from few views. Of a pixel: how surely it
-    belongs to the query."""
-    found: bool
-    """Whether the score reaches the measured threshold: False means nothing in the scene answers."""
-    queries: tuple[int, ...]
-    """The scene's queries nearest to the phrase (``DecisionRule.window``), best first; empty when not found.
-
-    Masks come from every query by its relevancy (:func:`maskfield_ns.answers.decision.heat_map`), not from these alone.
-    """
-    negatives: tuple[str, ...]
-    """What the phrase was measured against."""
-    scores: Any = field(default=None, repr=False, compare=False)
-    """Relevancy of every query of the scene: float tensor [Q]."""
-    _select: Callable[[], Selection] | None = field(default=None, repr=False, compare=False)
-
-    @cached_property
-    def selection(self) -> Selection:
-        """What answers, in 3D; worked out at first use.
-
-        Raises:
-            SelectionError: nothing was found.
-        """
-        if self._select is None:
-            raise SelectionError(f'the answer to "{self.phrase}" does not come from an opened scene')
-        return self._select()
 
 
 @dataclass(frozen=True)
@@ -132,98 +99,89 @@ class Scene:
         pixel: tuple[NamedCamera | Cameras, int, int] | None = None,
         level: Level = "auto",
     ) -> list[Answer]:
-        """Asks for things by name, by picture or by pixel; each question is answered on its own.
+        """Asks for objects by name, by image or by pixel; each question is answered on its own and changes nothing.
 
         Args:
             phrases: one or several, taken verbatim (no prompt template).
-            negatives: what relevancy is measured against; LERF's canonical phrases by default.
-            image: a picture of what is looked for (a crop of a photograph).
-            pixel: camera, row and column: the thing seen there.
-            level: only things of this mask level (subpart, part, whole); "auto": all levels together.
+            negatives: phrases that relevancy is measured against; LERF's canonical phrases by default.
+            image: uint8 RGB of what is looked for (a crop of a photograph).
+            pixel: camera, row and column: the object seen there.
+            level: only objects of this mask level (subpart, part, whole); "auto": all levels together.
 
         Returns:
-            An answer per phrase; of a picture or a pixel, one.
+            An answer per phrase; of an image or a pixel, one.
 
         Raises:
-            ValueError: not exactly one kind of question, or a phrase is empty.
-            SelectionError: no such level, or the pixel is outside the picture.
+            QuestionError: not exactly one kind of question, an empty phrase, or something of the wrong type.
+            SelectionError: no such level, or the pixel is outside the image.
             WeightsError: the run's text model cannot be loaded.
         """
+        from maskfield_ns.answers.questions import answer_question, ask_image, ask_texts, level_index
+
         if sum(question is not None for question in (phrases, image, pixel)) != 1:
-            raise ValueError("ask for phrases, an image or a pixel: exactly one of them")
-        against = tuple(negatives or self.model.config.negatives)
-        selector = self.selector
-        if image is not None:
-            scores = selector.image_scores(np.asarray(image), against)
-            return [self._answer("picture", scores, against, level)]
+            raise QuestionError("ask for phrases, an image or a pixel: exactly one of them")
+        model, of_level = self.model, level_index(level)
         if pixel is not None:
-            return [self._pixel_answer(*pixel, level)]
-        assert phrases is not None
-        phrases = [phrases] if isinstance(phrases, str) else list(phrases)
-        if not phrases or not all(p.strip() for p in phrases):
-            raise ValueError("a query needs at least one phrase, and no phrase may be empty")
-        active: ActiveQuery = self.model.ask(phrases, negatives)
-        return [
-            self._answer(phrase, scores, against, level)
-            for phrase, scores in zip(active.phrases, active.scores, strict=True)
-        ]
+            return [self._pixel_answer(pixel, of_level)]
+        if image is not None:
+            question = ask_image(model.text, image)
+        else:
+            names = _phrases("phrases", phrases)
+            against = tuple(model.config.negatives) if negatives is None else _phrases("negatives", negatives)
+            question = ask_texts(model.text, names, against)
+        return [self._tied(a) for a in answer_question(model.query_head, question, model.config.decision, of_level)]
 
-    def _answer(self, name: str, scores: torch.Tensor, negatives: tuple[str, ...], level: Level) -> Answer:
-        from maskfield_ns.answers.decision import evidence, select_queries
+    def _tied(self, answer: Answer) -> Answer:
+        return replace(answer, _select=lambda own: self.selector.select_answer(own))
 
-        rule, selector = self.model.config.decision, self.selector
-        scores = scores * selector.of_level(level)
-        (chosen,) = select_queries(scores[None], rule)
-        best = float(evidence(scores, selector.weights(level)))
-        found = best >= rule.found_threshold
-        queries = tuple(int(q) for q in scores.argsort(descending=True) if found and chosen[q])
-        return Answer(
-            name,
-            best,
-            found,
-            queries,
-            negatives,
-            scores,
-            lambda: selector.belonging_to(scores, name, level),
-        )
+    def _pixel_answer(self, pixel: tuple[NamedCamera | Cameras, int, int], level: int | None) -> Answer:
+        from maskfield_ns.answers.answer import Answer
+        from maskfield_ns.answers.assignments import assign_pixels
+        from maskfield_ns.answers.questions import answer_pixel
+        from maskfield_ns.selection.surface_views import places_as_trained, surface_points
 
-    def _pixel_answer(self, camera: NamedCamera | Cameras, row: int, column: int, level: Level) -> Answer:
-        import torch
-
-        view = camera.camera if isinstance(camera, NamedCamera) else camera
-        selector, count = self.selector, self.model.query_head.num_queries
-        name = f"pixel ({row}, {column})"
-        scores = torch.zeros(count, device=self.device)
         try:
-            features, point = selector.look_at(view, row, column)
-            query = selector.query_at(features, level)
-        except SelectionError as error:
-            if not (0 <= row < int(view.height.item()) and 0 <= column < int(view.width.item())):
-                raise
-            reason = str(error)
+            where, row, column = pixel
+            row, column = operator.index(row), operator.index(column)
+        except (TypeError, ValueError) as error:
+            raise QuestionError("a pixel is a camera, a row and a column (two whole numbers)") from error
+        camera = _single(where).to(self.device)
+        height, width = int(camera.height.item()), int(camera.width.item())
+        if not (0 <= row < height and 0 <= column < width):
+            raise SelectionError(f"pixel ({row}, {column}) is outside the {width}x{height} image")
+        model, name = self.model, f"pixel ({row}, {column})"
+        outputs = model.render_view(camera)
+        if outputs["accumulation"][row, column, 0] < 0.5:
+            return self._tied(Answer(name, 0.0, False, (), reason="nothing is there"))
+        places = places_as_trained(model, surface_points(model, camera, outputs)[row, column])
+        view = assign_pixels(outputs.features, model.query_head)
+        return self._tied(answer_pixel(model.query_head, view, row, column, model.config.decision, level, name, places))
 
-            def nothing() -> Selection:
-                raise SelectionError(reason)
-
-            return Answer(name, 0.0, False, (), (), scores, nothing)
-        scores[query] = 1.0
-        sure = float(self.model.query_head.probabilities(features[None])[0, query])
-        return Answer(name, sure, True, (query,), (), scores, lambda: selector.features(features, point, level, name))
-
-    def objects(self, vocabulary: Sequence[str] | None = None) -> list[SceneObject]:
+    def objects(self, vocabulary: Sequence[str] | None = None, level: Level = "auto") -> list[SceneObject]:
         """What the scene contains, largest first: queries named by the best phrase of a vocabulary.
 
         Args:
-            vocabulary: phrases to name things by; a list of everyday nouns by default.
+            vocabulary: phrases to name objects by; by default some hundred everyday nouns, with colors.
+            level: only objects of this mask level; "auto": whole objects, and parts that have a name of their own.
 
         Raises:
-            ValueError: the vocabulary is empty. WeightsError: the run's text model cannot be loaded.
+            QuestionError: the vocabulary is empty. WeightsError: the run's text model cannot be loaded.
         """
-        from maskfield_ns.selection.objects import list_objects
+        from maskfield_ns.answers.assignments import assign_pixels
+        from maskfield_ns.answers.objects import list_objects, overview_cameras
+        from maskfield_ns.answers.questions import level_index
 
-        return list_objects(self.selector, vocabulary)
+        model, names = self.model, None if vocabulary is None else _phrases("vocabulary", vocabulary)
+        views = [
+            assign_pixels(model.render_view(camera.to(self.device)).features, model.query_head)
+            for camera in overview_cameras(self.pipeline.datamanager.train_dataset.cameras)
+        ]
+        config = model.config
+        return list_objects(
+            model.query_head, model.text, config.negatives, views, config.decision, names, level_index(level)
+        )
 
-    # --- things in 3D -------------------------------------------------------------------------------------------------
+    # --- objects in 3D ------------------------------------------------------------------------------------------------
 
     @cached_property
     def selector(self) -> Selector:
@@ -233,11 +191,11 @@ class Scene:
         return Selector(self.model, self.pipeline.datamanager.train_dataset.cameras)
 
     @cached_property
-    def frame(self) -> CaptureFrame:
+    def frame(self) -> CaptureCoordinates:
         """Scene coordinates to the capture's own and back."""
-        from maskfield_ns.selection.coordinates import CaptureFrame
+        from maskfield_ns.selection.coordinates import CaptureCoordinates
 
-        return CaptureFrame.of(self.pipeline.datamanager)
+        return CaptureCoordinates.of(self.pipeline.datamanager)
 
     def select(
         self, what: str | int | Sequence[int] | SceneObject | Answer, level: Level = "auto", name: str | None = None
@@ -247,24 +205,30 @@ class Scene:
         Raises:
             SelectionError: nothing does.
         """
+        from maskfield_ns.answers.answer import Answer
+
         if isinstance(what, Answer):
-            chosen = what.selection
+            chosen = what.selection if what._select is not None else self.selector.select_answer(what)
         elif isinstance(what, str):
-            chosen = self.selector.text(what, level=level)
+            chosen = self.selector.select_phrase(what, level=level)
         elif isinstance(what, (int, np.integer)):
-            chosen = self.selector.queries([int(what)])
+            chosen = self.selector.select_queries([int(what)])
         elif isinstance(what, Sequence):
-            chosen = self.selector.queries(what)
+            chosen = self.selector.select_queries(what)
         else:
-            chosen = self.selector.queries([what.query], what.name)
+            chosen = self.selector.select_queries([what.query], what.name)
         return chosen if name is None else chosen.named(name)
 
-    def measure(self, selection: Selection | Answer) -> Measured:
+    def measure(self, selection: Selection | Answer) -> Measurement:
         """Boxes, centroid, volume, points, mesh of a selection and its mask in any camera."""
-        from maskfield_ns.selection.measure import Measured
+        from maskfield_ns.selection.measure import Measurement
 
-        chosen = selection.selection if isinstance(selection, Answer) else selection
-        return Measured(chosen, self.selector, self.frame)
+        return Measurement(self._selection(selection), self.selector, self.frame)
+
+    def _selection(self, what: Selection | Answer) -> Selection:
+        from maskfield_ns.answers.answer import Answer
+
+        return self.select(what) if isinstance(what, Answer) else what
 
     @property
     def edits(self) -> EditList:
@@ -295,7 +259,7 @@ class Scene:
         """
         from maskfield_ns.editing.build import make_edit
 
-        chosen = selection.selection if isinstance(selection, Answer) else selection
+        chosen = None if selection is None else self._selection(selection)
         self.edits = self.edits.then(make_edit(self.measure, kind, chosen, **how))
         return self.edits
 
@@ -340,7 +304,7 @@ class Scene:
         """
         from maskfield_ns.selection.export import export
 
-        chosen = selection.selection if isinstance(selection, Answer) else selection
+        chosen = None if selection is None else self._selection(selection)
         run = {"config": str(self.config_path), "step": self.step}
         return export(self.selector, self.frame, run, Path(path), chosen, frame)
 
@@ -375,43 +339,51 @@ class Scene:
 
         Mask features are rendered once however many answers there are.
         """
-        from maskfield_ns.answers.render import answer_view
+        from maskfield_ns.answers.render import answers_in_view
 
-        view = camera.camera if isinstance(camera, NamedCamera) else camera
         model = self.model
-        outputs = model.render_view(view)
+        outputs = model.render_view(_single(camera).to(self.device))
         rgb = (outputs["rgb"].clamp(0, 1) * 255).round().byte().cpu().numpy()
         depth = outputs["depth"][..., 0].float().cpu().numpy()
-        height, width = depth.shape
-        masks: dict[str, np.ndarray] = {}
-        heat: dict[str, np.ndarray] = {}
-        class_map = np.full((height, width), -1)
-        if answers:
-            phrases = [a.phrase for a in answers]
-            active = self._active(answers)
-            result = answer_view(outputs.features, model.query_head, active, None, model.config.decision)
-            masks = dict(zip(phrases, result.masks, strict=True))
-            heat = dict(zip(phrases, result.relevancy, strict=True))
-            class_map = result.classes
-        return RenderedView(rgb, depth, masks, heat, class_map)
-
-    def _active(self, answers: Sequence[Answer]) -> ActiveQuery:
-        """What is needed to draw answers."""
-        import torch
-
-        from maskfield_ns.answers.ask import ActiveQuery, ask
-
-        phrases = tuple(a.phrase for a in answers)
-        if all(a.scores is not None for a in answers):
-            scores = torch.stack([a.scores for a in answers])
-            nothing = torch.zeros(0, self.model.query_head.embeddings.shape[-1], device=scores.device)
-            weights = scores.new_tensor([[float(a.found)] for a in answers]).expand_as(scores)
-            return ActiveQuery(phrases, scores, weights, nothing, nothing)
-        model = self.model
-        negatives = model.text(answers[0].negatives)
-        return ask(model.query_head, phrases, model.text(phrases), negatives, model.config.decision)
+        found = answers_in_view(outputs.features, model.query_head, answers)
+        names = [answer.phrase for answer in answers]
+        masks, relevancy = (dict(zip(names, maps, strict=True)) for maps in (found.masks, found.relevancy))
+        return RenderedView(rgb, depth, masks, relevancy, found.classes)
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.device
+
+
+def _phrases(what: str, phrases: object) -> tuple[str, ...]:
+    """Phrases that somebody gave, as a tuple without repetitions.
+
+    Raises:
+        QuestionError: something else, or none.
+    """
+    given = (phrases,) if isinstance(phrases, str) else phrases
+    if not isinstance(given, Sequence) or not all(isinstance(phrase, str) for phrase in given):
+        raise QuestionError(f"{what} must be texts, not {type(phrases).__name__}")
+    if not given or not all(phrase.strip() for phrase in given):
+        raise QuestionError(f"{what}: at least one is needed, and none may be empty")
+    return tuple(dict.fromkeys(given))
+
+
+def _single(camera: object) -> Cameras:
+    """One camera [1].
+
+    Raises:
+        QuestionError: something else.
+    """
+    from nerfstudio.cameras.cameras import Cameras
+
+    found = camera.camera if isinstance(camera, NamedCamera) else camera
+    if isinstance(found, Cameras) and found.shape == ():
+        found = found.reshape((1,))
+    if not isinstance(found, Cameras) or found.shape != (1,):
+        shape = f" of shape {tuple(found.shape)}" if isinstance(found, Cameras) else ""
+        raise QuestionError(
+            f"a camera is one of scene.cameras() or nerfstudio Cameras [1], not {type(found).__name__}{shape}"
+        )
+    return found

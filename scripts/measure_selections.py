@@ -46,7 +46,7 @@ def size_of(camera: NamedCamera) -> tuple[int, int]:
 def measure(scene: Scene, labels: LabelledCapture, scale: float) -> dict[str, Any]:
     """Figures per phrase."""
     start = time.perf_counter()
-    _ = scene.selector.survey
+    _ = scene.selector.surface_views
     result: dict[str, Any] = {"survey_seconds": round(time.perf_counter() - start, 1), "phrases": {}}
     cameras = scene.cameras("test", scale)
     truth = {camera.name: labels.instances(camera.name, size_of(camera)) for camera in cameras}

@@ -27,7 +27,7 @@ from maskfield_ns.data.mask_source import extract
 from maskfield_ns.data.points import read_points
 from maskfield_ns.data.undistortion import mark_fisheyes, undistortion
 from maskfield_ns.errors import CaptureError
-from maskfield_ns.selection.coordinates import CaptureFrame
+from maskfield_ns.selection.coordinates import CaptureCoordinates
 
 XYZ = "property double x\nproperty double y\nproperty double z\n"
 RGB = "property uchar red\nproperty uchar green\nproperty uchar blue\n"
@@ -155,7 +155,7 @@ def test_map_coordinates_give_the_same_scene(tmp_path: Path, offset: tuple[float
         train_dataparser_outputs = far
 
     # And back, to a tenth of a millimeter at 10,000 km.
-    back = CaptureFrame.of(Manager()).to_capture(far.metadata["points3D_xyz"].numpy())
+    back = CaptureCoordinates.of(Manager()).to_capture(far.metadata["points3D_xyz"].numpy())
     np.testing.assert_allclose(back, points() + there, rtol=0, atol=1e-4 if abs(there).max() < 1e6 else 1e-3)
     refused("--center-method none", data=tmp_path / "b", center_method="none")
 

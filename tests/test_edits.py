@@ -19,7 +19,7 @@ from maskfield_ns.selection.selection import (
     FieldSelection,
     FieldTerm,
     GaussianSelection,
-    Membership,
+    MembershipRule,
     Selection,
     selection_from_json,
 )
@@ -33,7 +33,7 @@ def some(name: str, *members: int, count: int = 10) -> GaussianSelection:
 MUG, DUCK = some("mug", 1, 2, 3), some("duck", 5)
 UP = Similarity(translation=np.array([0.0, 0, 1]))
 FIELD = FieldSelection(
-    "f", (FieldTerm(True, Membership((3, 4), (0.9, 0.1), 0.3, 2), np.array([5, 7]), np.array([7])),), 8
+    "f", (FieldTerm(True, MembershipRule((3, 4), (0.9, 0.1), 0.3, 2), np.array([5, 7]), np.array([7])),), 8
 )
 
 

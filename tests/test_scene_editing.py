@@ -25,7 +25,8 @@ from toy_scene import (
     surface_points,
 )
 
-from maskfield_ns.errors import EditError, MaskfieldError, SelectionError
+from maskfield_ns.editing import build, field
+from maskfield_ns.errors import EditError, MaskfieldError, QuestionError, SelectionError
 from maskfield_ns.scene import Scene
 from maskfield_ns.selection.geometry import Box
 from maskfield_ns.selection.ply import read_gaussians, read_ply
@@ -147,13 +148,26 @@ def test_what_is_not_there_is_not_found(scene: Scene) -> None:
         lambda: scene.select([99]),
         lambda: scene.select([]),
         lambda: scene.query("ball", level="atom"),  # type: ignore[arg-type]
-        lambda: scene.query(image=np.zeros((2, 2, 3), np.uint8)),
-        lambda: scene.query(image=np.zeros((20, 20), np.uint8)),
     ):
         with pytest.raises(SelectionError):
             ask()
-    for questions in ({}, {"phrases": "ball", "image": np.zeros((9, 9, 3), np.uint8)}, {"phrases": []}):
-        with pytest.raises(ValueError):
+    for questions in (
+        {},
+        {"phrases": "ball", "image": np.zeros((9, 9, 3), np.uint8)},
+        {"phrases": []},
+        {"phrases": 7},
+        {"phrases": ["ball", None]},
+        {"phrases": "ball", "negatives": [" "]},
+        {"image": np.zeros((2, 2, 3), np.uint8)},
+        {"image": np.zeros((20, 20), np.uint8)},
+        {"image": np.zeros((20, 20, 3))},
+        {"image": "ball.png"},
+        {"pixel": (3, 4)},
+        {"pixel": ("camera", 3, 4)},
+        {"pixel": (scene.cameras()[0], 0.5, 4)},
+        {"pixel": (cameras(), 3, 4)},
+    ):
+        with pytest.raises(QuestionError):
             scene.query(**questions)  # type: ignore[arg-type]
 
 
@@ -177,8 +191,9 @@ def test_a_moved_thing_can_be_clicked(scene: Scene) -> None:
 def test_objects_are_named(scene: Scene) -> None:
     things = scene.objects(["ball", "box", "ground", NOTHING_LIKE_IT])
     assert [thing.name for thing in things] == ["ground", "box", "ball"]
-    assert all(thing.level == "whole" and thing.confidence > 0.9 and thing.score > 0.9 for thing in things)
-    assert sum(thing.size for thing in things) == pytest.approx(1, abs=0.2)
+    assert all(thing.level == "whole" and thing.confidence > 0.9 for thing in things)
+    assert [thing.level for thing in scene.objects(["ball", "box"], level="part")].count("part") >= 2
+    assert 0.3 < sum(thing.size for thing in things) < 1.2, "shares of images"
     assert scene.measure(scene.select(things[2])).selection.name == "ball"
     with pytest.raises(ValueError, match="vocabulary"):
         scene.objects([])
@@ -420,7 +435,8 @@ def test_a_field_is_put_into_another_one(
 ) -> None:
     scene = scenes["field"]
     other = field_scene(tmp_path)
-    monkeypatch.setattr(Scene, "load", classmethod(lambda cls, run: other))
+    for module in (build, field):
+        monkeypatch.setattr(module, "open_run", lambda run: (other.pipeline, other.config_path, 7))
     before = is_colour(scene.render(scene.cameras("test")[2]).rgb, "ball").sum()
     scene.edit("insert", other.select("ball"), source=tmp_path / "config.yml", translation=(0.0, 0.5, 0.0))
     try:

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_scene import COLOURS, field_scene, gaussian_scene
+from toy_scene import COLOURS, field_scene, gaussian_scene, surface_points
 
 from maskfield_ns.editing.edits import EditList
 from maskfield_ns.scene import Scene
 from maskfield_ns.selection.ply import read_gaussians
+from maskfield_ns.viewer.cache import KeptView
 from maskfield_ns.viewer.editor import SceneEditor
 from maskfield_ns.viewer.session import PICTURE, Session
 
@@ -37,10 +38,14 @@ class Desk:
         nearest = np.linalg.norm(shown.numpy()[..., None, :] - table, axis=-1).argmin(-1)
         return nearest == list(COLOURS).index(thing)
 
+    def view(self) -> KeptView:
+        """What the viewer keeps of the view."""
+        return self.session.view_of(self.camera)
+
     def select(self, phrase: str) -> None:
         self.session.ask(phrase)
         self.session.worker.settle()
-        self.session.select(self.session.found_things())
+        self.session.select(self.session.found_objects())
 
     def do(self, action: str, *arguments: object) -> str:
         getattr(self.session, action)(*arguments)
@@ -78,6 +83,44 @@ def test_delete_shows_and_can_be_undone(desk: Desk) -> None:
     assert desk.do("undo") == "undone, 0 edits left"
     assert np.array_equal(desk.seen("ball"), ball)
     assert "nothing to undo" in desk.do("undo")
+
+
+def test_an_edit_after_a_click_keeps_the_piece_that_was_clicked(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ball and box as instances of one query, as two mugs of a set are; a phrase means both, a click one of them."""
+    alike(desk.scene, monkeypatch)
+    ball, box = desk.seen("ball"), desk.seen("box")
+    row, column = (float(values.mean() + 0.5) / size for values, size in zip(ball.nonzero(), ball.shape, strict=True))
+    desk.session.click(desk.camera, column, row)
+    outlined = desk.session.selection.mask(desk.scene.model.query_head, desk.view().assignments).numpy()
+    assert outlined[ball].mean() > 0.9
+    desk.do("edit", "delete")
+    assert desk.seen("ball").sum() <= 0.06 * ball.sum()
+    assert desk.seen("box").sum() >= 0.9 * box.sum(), "the other one stays"
+    desk.do("undo")
+    desk.select("ball")
+    desk.do("edit", "delete")
+    assert desk.seen("ball").sum() <= 0.06 * ball.sum() and desk.seen("box").sum() <= 0.15 * box.sum()
+
+
+def alike(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the box have the ball's mask features."""
+    model = scene.model
+    if scene.selector.gaussian:
+        features = model.gauss_params["mask_features"].detach().clone()
+        _, things, _ = surface_points(np.random.default_rng(0))
+        features[things == "box"] = features[0].clone()
+        monkeypatch.setitem(model.gauss_params, "mask_features", torch.nn.Parameter(features))
+    else:
+        codes = model.query_head.feature_vectors.detach() / 10
+        ball, box = (codes[list(queries)].sum(0) for queries in ((0, 4, 8), (1, 5, 9)))
+        forward = model.mask_field.forward
+
+        def same(cube: torch.Tensor) -> torch.Tensor:
+            result = forward(cube)
+            result[(result == box).all(-1)] = ball
+            return result
+
+        monkeypatch.setattr(model.mask_field, "forward", same)
 
 
 def test_tint_and_extract(desk: Desk) -> None:
@@ -120,8 +163,10 @@ def test_exports_hold_the_selection(desk: Desk) -> None:
     said = desk.do("export", desk.folder / "out")
     assert str(desk.folder / "out") in said
     content = json.loads((desk.folder / "out" / "boxes.json").read_text())
-    assert content["name"] == "ball"
-    assert np.allclose(content["scene"]["centroid"], (-0.25, 0, 0), atol=0.05), content["scene"]["centroid"]
+    assert content["format"] == "maskfield boxes" and content["schema_version"] == 1 and "frames" in content
+    (measures,) = content["objects"]
+    assert measures["name"] == "ball"
+    assert np.allclose(measures["scene"]["centroid"], (-0.25, 0, 0), atol=0.05), measures["scene"]["centroid"]
     assert (desk.folder / "out" / "object.ply").stat().st_size > 1000
 
 

@@ -20,7 +20,7 @@ from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
 from PIL import Image
 
 from maskfield_ns.answers import decision
-from maskfield_ns.answers.assignments import memberships
+from maskfield_ns.answers.assignments import assign_pixels
 from maskfield_ns.answers.decision import DecisionRule
 from maskfield_ns.answers.render import Outputs
 from maskfield_ns.errors import MaskfieldError
@@ -46,10 +46,10 @@ class Text:
         self.calls.append(tuple(phrases))
         return torch.stack([torch.eye(CHANNELS)[WORDS.get(p, 6)] for p in phrases])
 
-    def picture(self, patch: np.ndarray) -> torch.Tensor:
-        """Yellow is a duck, red a mug."""
-        green = patch[..., 1].mean()
-        return torch.eye(CHANNELS)[0 if green > 100 else 1]
+    def image(self, patch: np.ndarray) -> torch.Tensor:
+        """Yellow is a duck, red a mug; colorless images are of nothing."""
+        red, green, blue = patch.reshape(-1, 3).mean(0)
+        return torch.eye(CHANNELS)[5 if red < blue + 50 else 0 if green > 100 else 1]
 
 
 @functools.lru_cache(maxsize=1)
@@ -67,6 +67,7 @@ class Model(torch.nn.Module):
         self.config = SimpleNamespace(decision=DecisionRule(min_support=1, min_share=0.0), negatives=("object",))
         self.text, self.device, self.rendered = Text(), torch.device("cpu"), 0
         self.failure: Exception | None = None
+        self.edits = None
         for query in range(9):
             # Everything is a bit of an object.
             self.query_head.adopt(query, torch.eye(CHANNELS)[query % 3] + 0.5 * torch.eye(CHANNELS)[7], 10.0, 10.0)
@@ -84,6 +85,9 @@ class Model(torch.nn.Module):
         outputs = Outputs(rgb=torch.full((H, W, 3), 0.5), depth=torch.ones(H, W, 1), accumulation=torch.ones(H, W, 1))
         outputs.features = self.features.detach()
         return outputs
+
+    def surface_points(self, camera: Cameras, outputs: Any) -> torch.Tensor:
+        return torch.zeros(H, W, 3)
 
 
 def camera(x: float = 0.0, size: tuple[int, int] = (H, W)) -> Cameras:
@@ -134,7 +138,7 @@ def where_changed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return np.abs(before - after).max(-1) > 0.01
 
 
-# --- memberships ------------------------------------------------------------------------------------------------------
+# --- pixel assignments ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("by_level", [True, False])
@@ -146,7 +150,7 @@ def test_sparse_answers_equal_dense_ones(by_level: bool) -> None:
     features = 0.4 * torch.randn(70, 90, head.channels, generator=generator)
     rule = DecisionRule()
     scores = torch.rand(4, 30, generator=generator) * (head.support > 0)
-    view = memberships(features, head)
+    view = assign_pixels(features, head)
     used = (head.support > 0).nonzero()[:, 0]
     dense = head.probabilities(features, used)
     heat = decision.heat_map(dense, scores[:, used], head.levels[used], rule)
@@ -307,7 +311,7 @@ def test_negatives_threshold_and_level_matter(show: Show) -> None:
     show.session.ask("duck")
     show.session.worker.settle()
     show.session.set(level=1)
-    assert (show.model.query_head.levels[list(show.session.found_things().queries)] == 1).all()
+    assert (show.model.query_head.levels[list(show.session.found_objects().queries)] == 1).all()
     show.picture()
 
 
@@ -405,17 +409,21 @@ def test_a_text_model_that_cannot_be_had_is_said(show: Show, monkeypatch: pytest
 def test_selecting_what_was_found(show: Show) -> None:
     show.ask("duck")
     session = show.session
-    session.select(session.found_things())
+    session.select(session.found_objects())
     assert set(session.selection.queries) == {0, 3, 6}
     show.ask("mug")
-    session.select(session.found_things(), "add")
+    session.select(session.found_objects(), "add")
     assert set(session.selection.queries) == {0, 1, 3, 4, 6, 7}
-    session.select(session.found_things(), "remove")
+    session.select(session.found_objects(), "remove")
     assert set(session.selection.queries) == {0, 3, 6}
+    assert not session.selection.mask(show.model.query_head, session.view_of(camera()).assignments)[:, 16:].any()
+    show.ask("duck")
+    session.select(session.found_objects(), "remove")
+    assert not session.selection, "what was added has been removed"
     session.clear()
     assert not session.selection
     show.ask("elephant")
-    session.select(session.found_things())
+    session.select(session.found_objects())
     assert not session.selection
     assert "nothing to select" in show.said[-1]
 
@@ -479,10 +487,10 @@ def test_uploads_are_judged(show: Show) -> None:
     assert "cannot be read" in show.said[-1]
 
 
-def test_the_list_of_things(show: Show) -> None:
-    show.session.list_things([camera()], phrases=("duck", "mug", "table", "elephant"))
+def test_the_list_of_objects(show: Show) -> None:
+    show.session.list_objects([camera()], phrases=("duck", "mug", "table", "elephant"))
     show.session.worker.settle()
-    things = show.session.things
+    things = show.session.objects
     assert [t.name for t in things] == ["table", "duck", "mug"]
     assert [t.query for t in things] == [8, 6, 7], "wholes"
     assert things[1].size == pytest.approx(64 / (H * W))

@@ -54,8 +54,8 @@ class ToyText:
                 vectors[row, 5] = 1.0
         return torch.nn.functional.normalize(vectors, dim=-1)
 
-    def picture(self, picture: np.ndarray) -> Tensor:
-        mean = picture.reshape(-1, 3).mean(0) / 255
+    def image(self, image: np.ndarray) -> Tensor:
+        mean = image.reshape(-1, 3).mean(0) / 255
         distance = [np.abs(mean - COLOURS[name]).sum() for name in NAMES]
         return torch.eye(8)[int(np.argmin(distance))]
 
@@ -180,7 +180,9 @@ def _teach(model: Any) -> Any:
 def _scene(model: Any, folder: Path) -> Scene:
     model.eval()
     views = cameras()
-    outputs = SimpleNamespace(dataparser_transform=torch.from_numpy(TRANSFORM).float(), dataparser_scale=SCALE)
+    outputs = SimpleNamespace(
+        dataparser_transform=torch.from_numpy(TRANSFORM).float(), dataparser_scale=SCALE, metadata={}
+    )
     names = [f"view_{i}.png" for i in range(len(views))]
     info = RunInfo(train_image_names=tuple(names), eval_image_names=tuple(names))
     dataset = SimpleNamespace(cameras=views)

@@ -6,6 +6,7 @@ is about a hundred times smaller, and a phrase is answered by a sum over the res
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,7 @@ _CHUNK = 1 << 12
 
 
 @dataclass(frozen=True)
-class LevelMembership:
+class LevelAssignments:
     """One mask level's opinion on the pixels of a view, as a sparse matrix."""
 
     level: int
@@ -57,35 +58,57 @@ class LevelMembership:
 
 
 @dataclass(frozen=True)
-class Memberships:
+class PixelAssignments:
     """All levels' opinions on the pixels of a view."""
 
     size: tuple[int, int]
     """Height and width in pixels."""
-    by_level: tuple[LevelMembership, ...]
+    by_level: tuple[LevelAssignments, ...]
 
     @property
     def nbytes(self) -> int:
         """Memory in bytes."""
         return sum(part.nbytes for part in self.by_level)
 
-    def of(self, level: int | None) -> tuple[LevelMembership, ...]:
-        """The opinions that count: of one level, or (None, or a head without levels) all."""
-        return tuple(part for part in self.by_level if level is None or part.level in (level, -1))
+    def of(self, level: int | Collection[int] | None) -> tuple[LevelAssignments, ...]:
+        """The opinions that count: of one level or some, or (None, or a head without levels) all."""
+        levels = (level,) if isinstance(level, int) else level
+        return tuple(part for part in self.by_level if levels is None or part.level in levels or part.level == -1)
 
     def heat(
-        self, scores: Float[Tensor, "T Q"], rule: DecisionRule, level: int | None = None
+        self, scores: Float[Tensor, "T Q"], rule: DecisionRule, level: int | Collection[int] | None = None
     ) -> Float[Tensor, "T H W"]:
         """Relevancy per pixel, as :func:`maskfield_ns.answers.decision.heat_map` up to negligible shares.
 
         Args:
             scores: relevancy of all queries of the head to each phrase.
             rule: how many levels must agree.
-            level: ask only this level.
+            level: ask only this level, or these.
         """
         pixels = self.size[0] * self.size[1]
-        opinions = torch.stack([part.expectation(scores, pixels) for part in self.of(level)])
+        parts = self.of(level)
+        if not parts:
+            return scores.new_zeros(len(scores), *self.size)
+        opinions = torch.stack([part.expectation(scores, pixels) for part in parts])
         return pool_opinions(opinions, rule.levels_agreeing).unflatten(-1, self.size)
+
+    def shares_at(self, row: int, column: int, num_queries: int) -> Float[Tensor, " Q"]:
+        """How much a pixel belongs to each query of the head."""
+        pixel = row * self.size[1] + column
+        result = torch.zeros(num_queries, device=self.by_level[0].shares.device if self.by_level else None)
+        for part in self.by_level:
+            entries = slice(*torch.searchsorted(part.pixels, part.pixels.new_tensor([pixel, pixel + 1])).tolist())
+            result[part.queries[entries].long()] = part.shares[entries]
+        return result
+
+    def areas(self, num_queries: int, region: Bool[Tensor, "H W"] | None = None) -> Float[Tensor, " Q"]:
+        """Pixels of a view, or of a region of it, that belong to each query by more than half."""
+        result = torch.zeros(num_queries)
+        for part in self.by_level:
+            sure = part.best_share > 0.5
+            inside = sure if region is None else sure & region.flatten()
+            result += torch.bincount(part.best[inside].long(), minlength=num_queries).cpu()
+        return result
 
     def instances(self, valid: Bool[Tensor, " Q"], level: int | None = None) -> Int[Tensor, "H W"]:
         """The query a pixel belongs to by more than half, coarsest level first; -1 where none holds it."""
@@ -97,15 +120,15 @@ class Memberships:
 
 
 @torch.no_grad()
-def memberships(features: Float[Tensor, "H W channels"], head: QueryHead) -> Memberships:
+def assign_pixels(features: Float[Tensor, "H W channels"], head: QueryHead) -> PixelAssignments:
     """What the pixels of a view belong to, from its rendered mask features."""
     flat = features.flatten(0, 1).float()
     levels = range(len(LEVELS)) if head.by_level else (-1,)
-    parts = [_level_membership(flat, head, level) for level in levels]
-    return Memberships((features.shape[0], features.shape[1]), tuple(part for part in parts if part is not None))
+    parts = [_level_assignments(flat, head, level) for level in levels]
+    return PixelAssignments((features.shape[0], features.shape[1]), tuple(part for part in parts if part is not None))
 
 
-def _level_membership(flat: Float[Tensor, "P channels"], head: QueryHead, level: int) -> LevelMembership | None:
+def _level_assignments(flat: Float[Tensor, "P channels"], head: QueryHead, level: int) -> LevelAssignments | None:
     used = head.bank(level)
     if level >= 0:
         used = used[head.support[used] > 0]
@@ -134,7 +157,7 @@ def _level_membership(flat: Float[Tensor, "P channels"], head: QueryHead, level:
 
 def _sorted_out(
     level: int, names: Tensor, pixels: Tensor, columns: Tensor, shares: Tensor, count: int
-) -> LevelMembership:
+) -> LevelAssignments:
     """Drops the column of "none of them", and finds out what each pixel belongs to most."""
     real = columns < len(names)
     pixels, columns, shares = pixels[real], columns[real], shares[real]
@@ -143,4 +166,4 @@ def _sorted_out(
     queries = names[columns]
     best = names[:1].expand(count).clone()  # anything, where nothing is: the share there is 0
     best[pixels[winners].long()] = queries[winners]
-    return LevelMembership(level, pixels, queries, shares, best, best_share)
+    return LevelAssignments(level, pixels, queries, shares, best, best_share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from maskfield_ns.answers import decision
+from maskfield_ns.answers.answer import Answer
 from maskfield_ns.answers.ask import ActiveQuery
 from maskfield_ns.answers.decision import DecisionRule
 from maskfield_ns.pictures.colors import palette
@@ -153,6 +155,24 @@ def _answer(
     return ViewAnswer(
         masks.permute(2, 0, 1).cpu().numpy(), heat.permute(2, 0, 1).float().cpu().numpy(), classes.cpu().numpy()
     )
+
+
+@torch.no_grad()
+def answers_in_view(features: Float[Tensor, "H W D"], head: QueryHead, answers: Sequence[Answer]) -> ViewAnswer:
+    """Masks, relevancy and a map of some answers in one view; by the same rule as :func:`answer_view`."""
+    height, width = features.shape[:2]
+    if not answers:
+        return ViewAnswer(
+            np.zeros((0, height, width), bool), np.zeros((0, height, width), np.float32), np.full((height, width), -1)
+        )
+    heat = features.new_zeros(len(answers), height, width)
+    masks = torch.zeros_like(heat, dtype=torch.bool)
+    for row, answer in enumerate(answers):
+        if answer.rule is not None:
+            relative = answer.rule.relevancy(head, features)
+            heat[row], masks[row] = relative * answer.rule.threshold, (relative >= 1) & answer.found
+    classes = decision.phrase_map(masks.movedim(0, -1), heat.movedim(0, -1))
+    return ViewAnswer(masks.cpu().numpy(), heat.float().cpu().numpy(), classes.cpu().numpy())
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Sequence
 
@@ -16,6 +17,8 @@ from maskfield_ns.foundation.protocols import RegionEmbedder
 
 MAX_CHARACTERS = 2000
 """Of a phrase; text models see 16 to 77 tokens, none of them longer than 25 characters."""
+_MOST_IMAGES = 256
+"""Embeddings of images that are remembered."""
 
 
 class TextEncoder:
@@ -29,6 +32,7 @@ class TextEncoder:
         self.config = config
         self._embedder: RegionEmbedder | None = None
         self._known: dict[str, np.ndarray] = {}
+        self._images: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
 
     def __call__(self, phrases: Sequence[str]) -> Float[Tensor, "T C"]:
@@ -48,17 +52,22 @@ class TextEncoder:
                 return torch.zeros(0, embedder.dim)
             return torch.from_numpy(np.stack([self._known[p] for p in phrases]))
 
-    def picture(self, patch: UInt8[np.ndarray, "H W 3"]) -> Float[Tensor, " C"]:
-        """Unit embedding of an image patch, in the space of the run's queries.
+    def image(self, image: UInt8[np.ndarray, "H W 3"]) -> Float[Tensor, " C"]:
+        """Unit embedding of an image, in the space of the run's queries.
 
         Raises:
             CheckpointError: the run has no text model, or one for text only. WeightsError: its weights cannot be had.
         """
+        key = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
         with self._lock:
-            embedder = self._loaded()
-            if not hasattr(embedder, "embed_image"):
-                raise CheckpointError("this run's model embeds text only: ask with words")
-            return torch.from_numpy(embedder.embed_image(patch))  # type: ignore[attr-defined]
+            if key not in self._images:
+                embedder = self._loaded()
+                if not hasattr(embedder, "embed_image"):
+                    raise CheckpointError("this run's model embeds text only: ask with words")
+                if len(self._images) >= _MOST_IMAGES:
+                    self._images.pop(next(iter(self._images)))
+                self._images[key] = embedder.embed_image(image)  # type: ignore[attr-defined]
+            return torch.from_numpy(self._images[key])
 
     def _loaded(self) -> RegionEmbedder:
         if self._embedder is None:

@@ -8,7 +8,7 @@ from maskfield_ns.commands.options import Result
 from maskfield_ns.errors import MaskfieldError, NothingFoundError
 from maskfield_ns.files import write_json
 from maskfield_ns.scene import Scene
-from maskfield_ns.selection.export import boxes_json, write_things
+from maskfield_ns.selection.export import boxes_json, write_objects
 
 if TYPE_CHECKING:
     from maskfield_ns.cli import Export
@@ -42,7 +42,7 @@ def export(options: Export) -> Result:
             missing.append(phrase)
             print(f"not found: {error}")
     things += [scene.measure(scene.select(query)) for query in options.queries]
-    write_things(things, output, options.frame, options.mesh)
+    write_objects(things, output, options.frame, options.mesh)
     if things:
         write_json(output / "boxes.json", boxes_json(things, scene.frame, run))
         print(f"{output / 'boxes.json'}: boxes, centroids and volumes in scene and capture coordinates")

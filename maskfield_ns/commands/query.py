@@ -72,7 +72,7 @@ def _export(scene: Scene, found: Sequence[Answer], output: Path, names: Sequence
     if not found:
         print("nothing was found: nothing is exported")
         return
-    from maskfield_ns.selection.export import boxes_json, export_mesh, write_things
+    from maskfield_ns.selection.export import boxes_json, export_mesh, write_objects
 
     things = [scene.measure(answer) for answer in found]
     for name in names:
@@ -88,7 +88,7 @@ def _export(scene: Scene, found: Sequence[Answer], output: Path, names: Sequence
                 target = output / f"{path.stem}{own}.ply"
                 print(f"mesh: {target} ({export_mesh(thing, target)} triangles)")
         else:
-            write_things(things, output, "scene", False, path.stem)
+            write_objects(things, output, "scene", False, path.stem)
 
 
 def _write_view(

@@ -11,15 +11,15 @@ from maskfield_ns.editing import edits as operations
 from maskfield_ns.editing.edits import FILE_NAME, KINDS, Edit, EditList
 from maskfield_ns.errors import EditError
 from maskfield_ns.runs import as_trained, open_run, write_edited_config
-from maskfield_ns.selection.coordinates import CaptureFrame
-from maskfield_ns.selection.measure import Measured
+from maskfield_ns.selection.coordinates import CaptureCoordinates
+from maskfield_ns.selection.measure import Measurement
 from maskfield_ns.selection.selection import Selection
 from maskfield_ns.selection.selector import Selector
 from maskfield_ns.selection.transform import Similarity, axis_rotation
 
 
 def make_edit(
-    measure: Callable[[Selection], Measured],
+    measure: Callable[[Selection], Measurement],
     kind: str,
     selection: Selection | None = None,
     *,
@@ -108,7 +108,7 @@ def inserted_points(source: Path, selection: Selection | None) -> np.ndarray:
     dataset = pipeline.datamanager.train_dataset
     assert dataset is not None
     selector = Selector(pipeline.model, dataset.cameras)
-    return Measured(selection, selector, CaptureFrame.of(pipeline.datamanager)).cloud.points
+    return Measurement(selection, selector, CaptureCoordinates.of(pipeline.datamanager)).cloud.points
 
 
 def save_edits(edits: EditList, config: Path, step: int) -> Path:

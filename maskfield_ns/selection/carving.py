@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from maskfield_ns.selection.geometry import Box
-from maskfield_ns.selection.surface_views import SurveyView
+from maskfield_ns.selection.surface_views import SurfaceView
 
 CELLS = 48
 """Voxels along the longest edge of the box that is carved."""
@@ -57,7 +57,7 @@ class Solid:
 
 @torch.no_grad()
 def carve(
-    views: Sequence[SurveyView],
+    views: Sequence[SurfaceView],
     masks: Sequence[Bool[Tensor, "H W"]],
     box: Box,
     cells: int = CELLS,
@@ -94,7 +94,7 @@ def carve(
 
 @torch.no_grad()
 def votes(
-    views: Sequence[SurveyView], masks: Sequence[Bool[Tensor, "H W"]], points: Float[Tensor, "N 3"], tolerance: float
+    views: Sequence[SurfaceView], masks: Sequence[Bool[Tensor, "H W"]], points: Float[Tensor, "N 3"], tolerance: float
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"], Float[Tensor, " N"]]:
     """What the views say of each point: how many have the thing's surface in front of it (or at it), how many another
     surface, and how many see through it.

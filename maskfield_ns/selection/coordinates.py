@@ -8,13 +8,12 @@ import numpy as np
 from jaxtyping import Float
 
 from maskfield_ns.data.seed_points import PRECISE_TRANSFORM
-from maskfield_ns.selection.transform import Similarity
 
 UP = (0.0, 0.0, 1.0)
 """Up in scene coordinates, as nerfstudio's dataparser turns captures by default (``orientation_method="up"``)."""
 
 
-class CaptureFrame:
+class CaptureCoordinates:
     """Scene coordinates (what models are trained in) to the capture's, and back.
 
     The capture's coordinates are those of the camera poses before nerfstudio touched them: of ``transforms.json``, or,
@@ -35,7 +34,7 @@ class CaptureFrame:
         self.scale = float(scale) * abs(np.linalg.det(transform[:, :3])) ** (1 / 3)
 
     @classmethod
-    def of(cls, datamanager: Any) -> CaptureFrame:
+    def of(cls, datamanager: Any) -> CaptureCoordinates:
         """The frame of a run's capture."""
         outputs = getattr(datamanager, "train_dataparser_outputs", None)
         if outputs is None:
@@ -60,13 +59,3 @@ class CaptureFrame:
     def scene_to_capture(self) -> Float[np.ndarray, "4 4"]:
         """Homogeneous matrix from scene to capture coordinates."""
         return self._inverse
-
-    def to(self, other: CaptureFrame) -> Similarity:
-        """The movement from this scene into another scene of the same place (same capture coordinates).
-
-        Raises:
-            EditError: one of the two was made with its axes mirrored.
-        """
-        matrix = other._matrix @ self._inverse
-        scale = other.scale / self.scale
-        return Similarity(scale, matrix[:3, :3] / scale, matrix[:3, 3])

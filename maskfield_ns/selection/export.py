@@ -12,12 +12,11 @@ from jaxtyping import Float
 
 from maskfield_ns.errors import EditError, MaskfieldError, SelectionError
 from maskfield_ns.files import slug, write_json
-from maskfield_ns.selection.coordinates import CaptureFrame
-from maskfield_ns.selection.measure import Measured
-from maskfield_ns.selection.objects import coarsest_owner
+from maskfield_ns.selection.coordinates import CaptureCoordinates
+from maskfield_ns.selection.measure import Measurement
 from maskfield_ns.selection.ply import write_gaussians, write_mesh, write_points
 from maskfield_ns.selection.selection import GaussianSelection, Selection
-from maskfield_ns.selection.selector import Selector
+from maskfield_ns.selection.selector import Selector, coarsest_owner
 from maskfield_ns.selection.transform import Similarity, transformed
 from maskfield_ns.splatting.sh_rotation import C0
 
@@ -29,7 +28,7 @@ BOXES_VERSION = 1
 @torch.no_grad()
 def export_gaussians(
     selector: Selector,
-    frame: CaptureFrame,
+    frame: CaptureCoordinates,
     path: Path,
     selection: GaussianSelection | None = None,
     coordinates: Frame = "scene",
@@ -71,7 +70,7 @@ def export_gaussians(
     return len(arrays["means"])
 
 
-def to_capture(frame: CaptureFrame) -> Similarity:
+def to_capture(frame: CaptureCoordinates) -> Similarity:
     """Scene to capture coordinates.
 
     Raises:
@@ -83,7 +82,7 @@ def to_capture(frame: CaptureFrame) -> Similarity:
     return Similarity(1 / frame.scale, matrix[:3, :3] * frame.scale, matrix[:3, 3])
 
 
-def export_points(measured: Measured, path: Path, coordinates: Frame = "scene") -> int:
+def export_points(measured: Measurement, path: Path, coordinates: Frame = "scene") -> int:
     """Writes a selection as a coloured point cloud; returns the number of points.
 
     Raises:
@@ -94,7 +93,7 @@ def export_points(measured: Measured, path: Path, coordinates: Frame = "scene") 
     return len(cloud.points)
 
 
-def export_mesh(measured: Measured, path: Path, coordinates: Frame = "scene") -> int:
+def export_mesh(measured: Measurement, path: Path, coordinates: Frame = "scene") -> int:
     """Writes a selection as a closed triangle mesh; returns the number of triangles.
 
     Raises:
@@ -107,14 +106,14 @@ def export_mesh(measured: Measured, path: Path, coordinates: Frame = "scene") ->
     return len(faces)
 
 
-def export_object(measured: Measured, path: Path, coordinates: Frame = "scene") -> int:
+def export_object(measured: Measurement, path: Path, coordinates: Frame = "scene") -> int:
     """Writes a selection in the form its scene has: Gaussians, or points of a field. Returns how many."""
     if isinstance(measured.selection, GaussianSelection):
         return export_gaussians(measured.selector, measured.frame, path, measured.selection, coordinates)
     return export_points(measured, path, coordinates)
 
 
-def boxes_json(things: Sequence[Measured], frame: CaptureFrame, run: dict[str, Any]) -> dict[str, Any]:
+def boxes_json(things: Sequence[Measurement], frame: CaptureCoordinates, run: dict[str, Any]) -> dict[str, Any]:
     """What boxes.json holds: see docs/python_api.md."""
     return {
         "format": "maskfield boxes",
@@ -130,13 +129,13 @@ def boxes_json(things: Sequence[Measured], frame: CaptureFrame, run: dict[str, A
     }
 
 
-def _in(frame: CaptureFrame, points: Float[np.ndarray, "N 3"], coordinates: Frame) -> Float[np.ndarray, "N 3"]:
+def _in(frame: CaptureCoordinates, points: Float[np.ndarray, "N 3"], coordinates: Frame) -> Float[np.ndarray, "N 3"]:
     return points if coordinates == "scene" else frame.to_capture(points)
 
 
 def export(
     selector: Selector,
-    frame: CaptureFrame,
+    frame: CaptureCoordinates,
     run: dict[str, Any],
     path: Path,
     selection: Selection | None,
@@ -168,16 +167,16 @@ def export(
             if not selector.gaussian:
                 raise MaskfieldError("a radiance field cannot be written as Gaussians: export a selection as points")
             return export_gaussians(selector, frame, path, selection, coordinates)
-        return export_points(Measured(selection, selector, frame), path, coordinates)
-    measured = Measured(selection, selector, frame)
+        return export_points(Measurement(selection, selector, frame), path, coordinates)
+    measured = Measurement(selection, selector, frame)
     if path.suffix == ".json":
         write_json(path, boxes_json([measured], frame, run))
         return 1
     return export_mesh(measured, path, coordinates)
 
 
-def write_things(
-    things: Sequence[Measured], output: Path, frame: Literal["scene", "capture"], mesh: bool, stem: str | None = None
+def write_objects(
+    things: Sequence[Measurement], output: Path, frame: Literal["scene", "capture"], mesh: bool, stem: str | None = None
 ) -> list[Path]:
     """Writes a .ply per thing, and a mesh each if wanted; returns the paths.
 

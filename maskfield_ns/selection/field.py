@@ -15,7 +15,7 @@ from maskfield_ns.fields.cells import cell_index
 from maskfield_ns.fields.mask_field import unit_cube_positions
 from maskfield_ns.selection.carving import Solid, votes
 from maskfield_ns.selection.selection import FieldSelection, Selection
-from maskfield_ns.selection.surface_views import SurveyView
+from maskfield_ns.selection.surface_views import SurfaceView
 
 _SURFACE_GROWS, _SOLID_GROWS = 2, 1
 """Cells around a thing's surface and solid in which its mask field decides."""
@@ -127,7 +127,7 @@ def field_terms(
     resolution: int,
     points: Float[np.ndarray, "N 3"],
     solid: Solid,
-    views: Sequence[SurveyView],
+    views: Sequence[SurfaceView],
     masks: Sequence[Bool[Tensor, "H W"]],
 ) -> tuple[Int[np.ndarray, " C"], Int[np.ndarray, " K"]]:
     """(cells, core) of a thing whose surface and solid are known; both sorted.

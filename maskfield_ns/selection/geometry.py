@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from maskfield_ns.selection.coordinates import UP, CaptureFrame
+from maskfield_ns.selection.coordinates import UP, CaptureCoordinates
 
 Points = Float[np.ndarray, "N 3"]
 
@@ -49,7 +49,7 @@ class Box:
         local = (points - self.centre) @ self.axes.T
         return (np.abs(local) <= self.size / 2 + margin).all(axis=-1)
 
-    def in_capture(self, frame: CaptureFrame) -> Box:
+    def in_capture(self, frame: CaptureCoordinates) -> Box:
         """The same box in the capture's coordinates."""
         axes = frame.directions_to_capture(self.axes)
         if np.linalg.det(axes) < 0:  # a mirrored reconstruction; a box is its own mirror image along any axis

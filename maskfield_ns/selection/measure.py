@@ -14,11 +14,11 @@ from torch import Tensor
 
 from maskfield_ns.errors import SelectionError
 from maskfield_ns.selection.carving import Solid, carve
-from maskfield_ns.selection.coordinates import CaptureFrame
+from maskfield_ns.selection.coordinates import CaptureCoordinates
 from maskfield_ns.selection.geometry import TRIM, Box, aligned_box, oriented_box, pieces
 from maskfield_ns.selection.selection import FieldSelection, GaussianSelection, Selection
 from maskfield_ns.selection.selector import Selector
-from maskfield_ns.selection.surface_views import SurveyView, unedited
+from maskfield_ns.selection.surface_views import SurfaceView, unedited
 from maskfield_ns.selection.transform import quaternion_rotations
 from maskfield_ns.splatting import rasterize_features
 
@@ -40,7 +40,7 @@ class Cloud:
     outline_weights: Float[np.ndarray, " M"]
 
 
-class Measured:
+class Measurement:
     """A selection of an opened run, measured on demand; lengths in scene units unless said otherwise.
 
     Args:
@@ -49,7 +49,7 @@ class Measured:
         frame: of the run's capture.
     """
 
-    def __init__(self, selection: Selection, selector: Selector, frame: CaptureFrame) -> None:
+    def __init__(self, selection: Selection, selector: Selector, frame: CaptureCoordinates) -> None:
         self.selection, self.selector, self.frame = selection, selector, frame
 
     @cached_property
@@ -79,8 +79,8 @@ class Measured:
     @cached_property
     def solid(self) -> Solid:
         """The space the thing fills, carved from the survey's depth and the thing's masks in it."""
-        views = self.selector.survey
-        masks = [self.survey_mask(view) for view in views]
+        views = self.selector.surface_views
+        masks = [self.mask_in_surface_view(view) for view in views]
         return carve(views, masks, self.aligned_box(TRIM / 2))
 
     @property
@@ -88,7 +88,7 @@ class Measured:
         """Of the carved solid, scene units cubed: too large where hollows were not seen into."""
         return self.solid.volume
 
-    def survey_mask(self, view: SurveyView) -> Bool[Tensor, "H W"]:
+    def mask_in_surface_view(self, view: SurfaceView) -> Bool[Tensor, "H W"]:
         """The thing's mask in a view of the survey."""
         if isinstance(self.selection, GaussianSelection):
             return gaussian_mask(self.selector.model, self.selection, view.prepared)
@@ -208,7 +208,7 @@ def _field_cloud(selector: Selector, selection: Selection) -> Cloud:
 
     assert isinstance(selection, FieldSelection)
     points, weights, colours = [], [], []
-    for view in selector.survey:
+    for view in selector.surface_views:
         inside = view.solid & (soft_membership(selector.model, selection, view.points, view.features) >= 0.5)
         points.append(view.points[inside].cpu().double().numpy())
         weights.append(view.footprint[inside].cpu().double().numpy())

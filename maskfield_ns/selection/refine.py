@@ -30,7 +30,7 @@ _MAX_HULLS = 20
 """Pieces that are filled; crumbs beyond are not worth a hull each."""
 
 
-def whole_pieces(
+def keep_large_components(
     points: Points,
     mass: Float[np.ndarray, " N"],
     relevancy: Float[np.ndarray, " N"],
@@ -153,7 +153,7 @@ def smoothed(
     return result
 
 
-def touching(points: Points, members: Bool[np.ndarray, " N"], width: Float[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
+def adjacent(points: Points, members: Bool[np.ndarray, " N"], width: Float[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
     """What is not selected, not much wider than the thing's own Gaussians, and within reach of one of them."""
     from scipy.spatial import KDTree
 

@@ -1,130 +1,25 @@
-"""What belongs to a thing: rules on mask features, and the selections they make in Gaussians or in a field."""
+"""Selections: objects in 3D, as Gaussians or as a part of a radiance field."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
-from maskfield_ns.answers import decision
-from maskfield_ns.answers.decision import DecisionRule, evidence
-from maskfield_ns.errors import EditError, NothingFoundError, SelectionError
+from maskfield_ns.answers.membership import MembershipRule
+from maskfield_ns.errors import EditError, SelectionError
 from maskfield_ns.selection.index_codec import Unpacker, pack_indices
-from maskfield_ns.systems.query_head import QueryHead
-
-_CHUNK = 1 << 15
-"""Feature vectors looked at at once: all queries of a million Gaussians would be gigabytes."""
-_SOFTNESS = 0.25
-"""A field's membership goes from 0 to 1 while relevancy goes from 1 - this to 1 + this times the threshold."""
-
-
-@dataclass(frozen=True)
-class Membership:
-    """Says of mask features whether they belong to a thing: their expected score over queries, as heat maps do."""
-
-    queries: tuple[int, ...]
-    scores: tuple[float, ...]
-    """Relevancy of each of these queries to the thing, in [0, 1]."""
-    threshold: float
-    """Relevancy from which features belong to the thing."""
-    levels_agreeing: int = 1
-    """How many mask levels must agree (``DecisionRule.levels_agreeing``)."""
-
-    @torch.no_grad()
-    def relevancy(self, head: QueryHead, features: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
-        """Relevancy in units of the threshold: 1 and more is inside."""
-        queries = torch.tensor(self.queries, device=features.device)
-        scores = torch.tensor([self.scores], device=features.device, dtype=features.dtype)
-        rule = DecisionRule(levels_agreeing=self.levels_agreeing)
-        levels = head.levels[queries]
-        flat = features.flatten(0, -2)
-        parts = [
-            decision.heat_map(head.probabilities(part, queries), scores, levels, rule)[..., 0]
-            for part in flat.split(_CHUNK)
-        ]
-        heat = torch.cat(parts) if parts else flat.new_zeros(0)
-        return heat.reshape(features.shape[:-1]) / self.threshold
-
-    def soft(self, head: QueryHead, features: Float[Tensor, "*batch D"], least: float = 1.0) -> Float[Tensor, "*batch"]:
-        """Membership in [0, 1], 0.5 at ``least`` times the threshold; smooth, so that borders do not alias."""
-        x = ((self.relevancy(head, features) / least - 1) / (2 * _SOFTNESS) + 0.5).clamp(0, 1)
-        return x * x * (3 - 2 * x)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain numbers; queries that count for nothing are kept, since silent levels have a vote too."""
-        return {
-            "queries": list(self.queries),
-            "scores": [round(s, 4) for s in self.scores],
-            "threshold": self.threshold,
-            "levels_agreeing": self.levels_agreeing,
-        }
-
-    @classmethod
-    def from_json(cls, data: Any, num_queries: int | None = None) -> Membership:
-        """The inverse of :meth:`to_json`.
-
-        Raises:
-            EditError: something else, or queries that the scene does not have.
-        """
-        try:
-            queries, scores = tuple(data["queries"]), tuple(float(s) for s in data["scores"])
-            threshold, agreeing = float(data["threshold"]), data["levels_agreeing"]
-            if not all(type(number) is int and number < 1 << 31 for number in (*queries, agreeing)):
-                raise TypeError("queries and levels are counted in whole numbers")
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise EditError("a selection's rule needs queries, scores, threshold and levels_agreeing") from error
-        sane = len(queries) == len(scores) > 0 and 0 < threshold < math.inf and agreeing >= 1 and min(queries) >= 0
-        if not sane or not all(math.isfinite(s) for s in scores):
-            raise EditError("a selection's rule is damaged: its queries, scores or threshold make no sense")
-        if num_queries is not None and max(queries) >= num_queries:
-            raise EditError(f"a selection names query {max(queries)}, and the scene has {num_queries}: another run?")
-        return cls(queries, scores, threshold, agreeing)
-
-
-def phrase_membership(
-    scores: Float[Tensor, " Q"],
-    levels: Int[Tensor, " Q"],
-    valid: Bool[Tensor, " Q"],
-    weights: Float[Tensor, " Q"],
-    rule: DecisionRule,
-) -> Membership:
-    """The rule by which pixels answer a phrase, for anything that has mask features.
-
-    Args:
-        scores: relevancy of every query to the phrase.
-        levels: level of every query.
-        valid: queries that count.
-        weights: how much each counts as evidence.
-        rule: how relevancies become answers.
-
-    Raises:
-        SelectionError: nothing is relevant enough.
-    """
-    used = valid.nonzero()[:, 0]
-    sure = float(evidence(scores[used], weights[used])) if len(used) else 0.0
-    if sure < rule.found_threshold:
-        raise NothingFoundError(f"nothing there answers this (best relevancy {sure:.2f}): nothing to select")
-    agreeing = min(rule.levels_agreeing, len(levels[used].unique()))
-    return Membership(
-        tuple(used.tolist()), tuple(scores[used].tolist()), rule.mask_share * float(scores[used].max()), agreeing
-    )
-
-
-def query_membership(queries: Sequence[int], threshold: float = 0.5) -> Membership:
-    """Whatever belongs to any of some queries by more than ``threshold``."""
-    return Membership(tuple(queries), (1.0,) * len(queries), threshold)
 
 
 class Selection(ABC):
-    """A thing, or things, in one trained scene. Immutable; ``|`` adds, ``-`` removes."""
+    """Objects of one trained scene. Immutable; ``|`` adds, ``-`` removes."""
 
     kind: ClassVar[str]
     name: str
@@ -229,7 +124,7 @@ class FieldTerm:
 
     adds: bool
     """Adds to what is selected so far, or takes from it."""
-    rule: Membership
+    rule: MembershipRule
     cells: tuple[int, ...] | Int[np.ndarray, " N"]
     """Cells of the unit cube (contracted scene) in which the rule holds; elsewhere nothing belongs to the thing.
     Sorted."""
@@ -325,7 +220,7 @@ def selection_from_json(data: Any, unpack: Callable[[Any, int], Int[np.ndarray, 
             terms = tuple(
                 FieldTerm(
                     _yes_or_no(term["adds"]),
-                    Membership.from_json(term["rule"]),
+                    MembershipRule.from_json(term["rule"]),
                     unpack(term["cells"], resolution**3),
                     unpack(term["core"], resolution**3),
                 )

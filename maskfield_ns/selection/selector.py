@@ -1,17 +1,19 @@
-"""Makes selections in an opened run: from phrases, pixels, pictures and queries."""
+"""Makes selections in an opened run from answers: of texts, images, pixels and queries."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
-from maskfield_ns.answers.decision import evidence_weights
+from maskfield_ns.answers.answer import Answer, Chosen
+from maskfield_ns.answers.membership import MembershipRule
+from maskfield_ns.answers.questions import Level, answer_queries, answer_question, ask_texts, level_index
 from maskfield_ns.errors import NothingFoundError, SelectionError
 from maskfield_ns.foundation.protocols import LEVELS
 from maskfield_ns.selection import refine
@@ -21,15 +23,10 @@ from maskfield_ns.selection.selection import (
     FieldSelection,
     FieldTerm,
     GaussianSelection,
-    Membership,
     Selection,
-    phrase_membership,
-    query_membership,
 )
-from maskfield_ns.selection.surface_views import SurveyView, surface_points, take_survey
+from maskfield_ns.selection.surface_views import SurfaceView, render_surface_views
 from maskfield_ns.splatting import accumulate
-
-Level = Literal["auto", "subpart", "part", "whole"]
 
 FIELD_RESOLUTION = 256
 """Cells along each axis of the contracted scene; a cell is 1/64 scene unit wide where nothing is contracted."""
@@ -41,8 +38,6 @@ _MARGIN = 3
 """Pixels around a thing's projection."""
 _SEEN = 0.5
 """Pixels of the survey that a Gaussian must paint for them to count as evidence."""
-_PIXEL_LEAST = 0.25
-"""A pixel that belongs to nothing by more than this selects nothing."""
 
 
 class Selector:
@@ -55,17 +50,17 @@ class Selector:
 
     def __init__(self, model: Any, cameras: Cameras) -> None:
         self.model, self.cameras = model, cameras
-        self._survey: list[SurveyView] | None = None
+        self._survey: list[SurfaceView] | None = None
         self._surveyed: Any = None
         self._owned: tuple[Any, np.ndarray] | None = None
 
     @property
-    def survey(self) -> list[SurveyView]:
+    def surface_views(self) -> list[SurfaceView]:
         """The scene's surfaces; rendered at first use (seconds; a minute for a field on a CPU)."""
         # A training may go on between two selections.
         state = tuple((p.data_ptr(), p._version) for p in self.model.parameters())
         if self._survey is None or self._surveyed != state:
-            self._survey = take_survey(self.model, self.cameras)
+            self._survey = render_surface_views(self.model, self.cameras)
             self._surveyed = state
         return self._survey
 
@@ -76,166 +71,76 @@ class Selector:
 
     # --- what to select -----------------------------------------------------------------------------------------------
 
-    def text(self, phrase: str, negatives: Sequence[str] | None = None, level: Level = "auto") -> Selection:
+    def select_phrase(self, phrase: str, negatives: Sequence[str] | None = None, level: Level = "auto") -> Selection:
         """Whatever answers a phrase.
 
         Args:
             phrase: taken verbatim.
             negatives: what relevancy is measured against; the run's by default.
-            level: only things of this mask level; "auto": as masks are made, from all levels together.
+            level: only objects of this mask level; "auto": as masks are made, from all levels together.
 
         Raises:
             SelectionError: nothing answers. WeightsError: no text model.
         """
-        embedding = self.model.text([phrase])
-        return self.embedding(embedding[0], phrase, negatives, level)
-
-    def embedding(
-        self, embedding: Float[Tensor, " C"], name: str, negatives: Sequence[str] | None = None, level: Level = "auto"
-    ) -> Selection:
-        """Whatever answers a vector of the run's embedder (of a phrase or a picture). Errors as :meth:`text`."""
-        from maskfield_ns.answers.ask import ask
-
         model = self.model
-        texts = model.text(tuple(negatives) if negatives else model.config.negatives)
-        active = ask(model.query_head, [name], embedding[None], texts, model.config.decision)
-        return self.belonging_to(active.scores[0], name, level)
+        against = tuple(negatives or model.config.negatives)
+        question = ask_texts(model.text, [phrase], against)
+        (answer,) = answer_question(model.query_head, question, model.config.decision, level_index(level))
+        return self.select_answer(answer)
 
-    def belonging_to(self, scores: Float[Tensor, " Q"], name: str, level: Level = "auto") -> Selection:
-        """Whatever belongs to queries by their relevancy. Errors as :meth:`text`."""
-        head, rule = self.model.query_head, self.model.config.decision
-        valid = self.of_level(level)
-        try:
-            membership = phrase_membership(scores, head.levels, valid, self.weights(level), rule)
-        except SelectionError as error:
-            where = "" if level == "auto" else f" at level {level}"
-            raise type(error)(f'"{name}"{where}: {error}') from error
-        return self.belonging(membership, name)
-
-    def queries(self, queries: Sequence[int], name: str | None = None) -> Selection:
+    def select_queries(self, queries: Sequence[int], name: str | None = None) -> Selection:
         """What some of the scene's queries hold.
 
         Raises:
             SelectionError: no such query, or nothing belongs to it.
         """
-        count = self.model.query_head.num_queries
-        wrong = [q for q in queries if not 0 <= q < count]
-        if wrong or not len(queries):
-            raise SelectionError(f"queries are numbers from 0 to {count - 1}, not {wrong or 'none'}")
-        name = name or "query " + ", ".join(map(str, queries))
-        return self.belonging(query_membership([int(q) for q in queries]), name)
-
-    def pixel(self, camera: Cameras, row: int, column: int, level: Level = "auto") -> Selection:
-        """The thing under a pixel, in the scene as it is shown (with its edits).
-
-        Args:
-            camera: a single one [1].
-            row, column: of its picture.
-            level: whether the pixel's subpart, part or whole is meant; "auto": the largest that holds it for sure.
-
-        Raises:
-            SelectionError: outside the picture, or nothing is known there.
-        """
-        features, point = self.look_at(camera, row, column)
-        return self.features(features, point, level, f"pixel ({row}, {column})")
-
-    def look_at(self, camera: Cameras, row: int, column: int) -> tuple[Float[Tensor, " D"], Float[np.ndarray, " 3"]]:
-        """Mask features of a pixel, and where its ray ends. Errors as :meth:`pixel`."""
-        model = self.model
-        height, width = int(camera.height.item()), int(camera.width.item())
-        if not (0 <= row < height and 0 <= column < width):
-            raise SelectionError(f"pixel ({row}, {column}) is outside the {width}x{height} picture")
-        camera = camera.to(model.device)
-        outputs = model.render_view(camera)
-        if outputs["accumulation"][row, column, 0] < 0.5:
-            raise SelectionError(f"nothing is there at pixel ({row}, {column})")
-        point = surface_points(model, camera, outputs)[row, column]
-        return outputs.features[row, column], point.cpu().double().numpy()
-
-    def features(
-        self, features: Float[Tensor, " D"], near: Float[np.ndarray, " 3"], level: Level = "auto", name: str = "thing"
-    ) -> Selection:
-        """The thing that rendered mask features speak of, as :meth:`pixel` for callers that have rendered already.
-
-        Args:
-            features: of the pixel.
-            near: where its ray ends, scene coordinates of the scene as it is shown.
-            level: as for :meth:`pixel`.
-            name: for the selection.
-
-        Raises:
-            SelectionError: nothing is known there.
-        """
-        query = self.query_at(features, level)
-        near = np.asarray(near, np.float64)
-        edits = self.model.edits
-        places = [near] if edits is None else [layer.transform.inverse(near) for layer in edits.layers]
-        return self.belonging(query_membership([query]), name, places)
-
-    def query_at(self, features: Float[Tensor, " D"], level: Level = "auto") -> int:
-        """The query that holds a pixel. Errors as :meth:`features`."""
         head = self.model.query_head
-        order = (2, 1, 0) if level == "auto" else (LEVELS.index(level),)
-        best: tuple[float, int] = (0.0, -1)
-        probabilities = head.probabilities(features[None])[0]
-        for number in order:
-            of_level = self.of_level(LEVELS[number] if head.by_level else "auto").nonzero()[:, 0]
-            if not len(of_level):
-                continue
-            value, place = probabilities[of_level].max(dim=0)
-            found = (float(value), int(of_level[place]))
-            if found[0] > 0.5:
-                return found[1]
-            best = max(best, found)
-        if best[0] < _PIXEL_LEAST:
-            raise SelectionError("nothing was learnt about that pixel: no mask of the training views covers it")
-        return best[1]
+        wrong = [q for q in queries if not 0 <= q < head.num_queries]
+        if wrong or not len(queries):
+            raise SelectionError(f"queries are numbers from 0 to {head.num_queries - 1}, not {wrong or 'none'}")
+        name = name or "query " + ", ".join(map(str, queries))
+        return self.select_answer(answer_queries(head, queries, self.model.config.decision, name))
 
-    def image(
-        self, picture: UInt8[np.ndarray, "H W 3"], negatives: Sequence[str] | None = None, level: Level = "auto"
-    ) -> Selection:
-        """Whatever looks like a picture (a crop of something). Errors as :meth:`text`."""
-        return self.belonging_to(self.image_scores(picture, negatives), "picture", level)
-
-    def image_scores(
-        self, picture: UInt8[np.ndarray, "H W 3"], negatives: Sequence[str] | None = None
-    ) -> Float[Tensor, " Q"]:
-        """Relevancy of every query to a picture, in [0, 1]; 0 for queries that stand for nothing.
-
-        Pictures are more like each other than like any phrase, so besides the negative phrases the typical query of the
-        scene itself (the 75th percentile of their similarities to the picture) is what a query has to surpass.
-        """
-        model = self.model
-        embeddings = torch.nn.functional.normalize(model.query_head.embeddings.detach(), dim=-1)
-        texts = model.text(tuple(negatives) if negatives else model.config.negatives).to(embeddings)
-        cosines = embeddings @ self.image_embedding(picture).to(embeddings)
-        valid = self.of_level("auto")
-        usual = cosines[valid].quantile(0.75) if valid.any() else cosines.new_zeros(())
-        hardest = torch.maximum((embeddings @ texts.T).amax(dim=-1), usual)
-        return torch.sigmoid(model.config.decision.temperature * (cosines - hardest)) * valid
-
-    def image_embedding(self, picture: UInt8[np.ndarray, "H W 3"]) -> Float[Tensor, " C"]:
-        """A picture in the run's embedding space: a mask of all of it, embedded as the masks of the cache were.
+    def select_answer(self, answer: Answer) -> Selection:
+        """What belongs to an answer of this scene; of what was pointed at, the piece that was pointed at.
 
         Raises:
-            SelectionError: not a picture. CheckpointError, WeightsError: no embedder.
+            NothingFoundError: it was not found, or nothing in 3D belongs to it.
         """
-        array = np.asarray(picture)
-        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or min(array.shape[:2]) < 4:
-            raise SelectionError(f"a picture is uint8 [H, W, 3] of 4 pixels or more, not {array.dtype} {array.shape}")
-        return self.model.text.picture(array)
+        if not answer.found or answer.rule is None:
+            reason = answer.reason or f"nothing there answers this (evidence {answer.score:.2f}): nothing to select"
+            raise NothingFoundError(f'"{answer.phrase}": {reason}')
+        places = [np.asarray(place, np.float64) for place in answer.places]
+        return self.from_rule(answer.rule, answer.phrase or "selection", places or None)
+
+    def select_chosen(self, chosen: Chosen) -> Selection:
+        """What several answers, added and removed in order, hold together.
+
+        Raises:
+            SelectionError: nothing in 3D belongs to it.
+        """
+        result: Selection | None = None
+        for adds, answer in chosen.terms:
+            own = self.select_answer(answer)
+            if adds:
+                result = own if result is None else result | own
+            elif result is not None:
+                result = result - own
+        if result is None or result.empty:
+            raise NothingFoundError("nothing in 3D belongs to the selection")
+        return result.named(chosen.name or result.name)
 
     # --- what belongs to it -------------------------------------------------------------------------------------------
 
-    def belonging(
-        self, membership: Membership, name: str, near: Sequence[Float[np.ndarray, " 3"]] | None = None
+    def from_rule(
+        self, membership: MembershipRule, name: str, near: Sequence[Float[np.ndarray, " 3"]] | None = None
     ) -> Selection:
-        """Everything in 3D that a rule claims, without crumbs elsewhere.
+        """Everything in 3D that a rule claims, without small components elsewhere.
 
         Args:
             membership: the rule.
             name: for the selection.
-            near: of the pieces claimed, keep the one at one of these points.
+            near: of the pieces claimed, keep the one nearest to one of these points, scene coordinates.
 
         Raises:
             SelectionError: nothing is claimed.
@@ -246,25 +151,8 @@ class Selector:
             raise NothingFoundError(f'nothing in 3D belongs to "{name}"')
         return selection
 
-    def of_level(self, level: str) -> Bool[Tensor, " Q"]:
-        """Queries that count, of one level or ("auto") of all.
-
-        Raises:
-            SelectionError: no such level.
-        """
-        head, rule = self.model.query_head, self.model.config.decision
-        if level != "auto" and level not in LEVELS:
-            raise SelectionError(f"a level is auto, {', '.join(LEVELS)}, not {level}")
-        valid = head.valid(rule.min_support, rule.min_share)
-        return valid if level == "auto" else valid & (head.levels == LEVELS.index(level))
-
-    def weights(self, level: Level = "auto") -> Float[Tensor, " Q"]:
-        """How much each query counts as evidence that a scene has something."""
-        head = self.model.query_head
-        return evidence_weights(head.support, head.levels, self.model.config.decision, subparts=level == LEVELS[0])
-
     @torch.no_grad()
-    def _gaussians(self, membership: Membership, name: str, near: Sequence[np.ndarray] | None) -> GaussianSelection:
+    def _gaussians(self, membership: MembershipRule, name: str, near: Sequence[np.ndarray] | None) -> GaussianSelection:
         params = self.model.gauss_params
         relevancy = membership.relevancy(self.model.query_head, params["mask_features"].detach()).cpu().numpy()
         points = params["means"].detach().cpu().double().numpy()
@@ -277,7 +165,7 @@ class Selector:
         place = _nearest(points[claimed], near)
         # By area, but a wide Gaussian stands for what is behind the thing rather than for much of it.
         mass = opacity[claimed] * np.minimum(disc[claimed], 3 * np.median(disc[claimed] if len(claimed) else 1)) ** 2
-        kept = refine.whole_pieces(points[claimed], mass, relevancy[claimed], disc[claimed], place)
+        kept = refine.keep_large_components(points[claimed], mass, relevancy[claimed], disc[claimed], place)
         chosen[:] = False
         chosen[claimed[kept]] = True
         chosen = refine.smoothed(points, chosen, relevancy)
@@ -289,7 +177,7 @@ class Selector:
         if not members.any():
             members = patched
         members = refine.enclosed(points, members, width, self.ownership()[0])
-        nearby = refine.touching(points, members, width)
+        nearby = refine.adjacent(points, members, width)
         hidden = ~known & refine.within_hulls(points, members, width)
         fringe = nearby & (hidden | (known & (for_sure >= 0.5)) | (patched & (for_sure >= 0.25)))
         return GaussianSelection(name, members.nonzero()[0], fringe.nonzero()[0], len(points))
@@ -308,8 +196,8 @@ class Selector:
             scales = params["scales"].detach().exp().sort(dim=1).values
             area = torch.sigmoid(params["opacities"].detach())[:, 0] * scales[:, 1] * scales[:, 2]
             return self._owners(params["mask_features"].detach()), area.cpu().double().numpy()
-        features = torch.cat([view.features[view.solid] for view in self.survey])
-        area = torch.cat([view.footprint[view.solid] for view in self.survey])
+        features = torch.cat([view.features[view.solid] for view in self.surface_views])
+        area = torch.cat([view.footprint[view.solid] for view in self.surface_views])
         return self._owners(features), area.cpu().double().numpy()
 
     def _owners(self, features: Float[Tensor, "P D"]) -> Int[np.ndarray, "P L"]:
@@ -329,7 +217,7 @@ class Selector:
             self._owned = (key, torch.stack(columns, dim=1).cpu().numpy())
         return self._owned[1]
 
-    def _evidence(self, membership: Membership, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _evidence(self, membership: MembershipRule, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What each Gaussian paints in the survey, in pixels: within the thing's rendered masks, within masks of a
         lower threshold, and in all.
 
@@ -341,8 +229,8 @@ class Selector:
         totals = np.zeros((3, len(self.model.gauss_params["means"])))
         looked_at = 0
         # Neighbours last: a floor, which fills every picture, is told from a few spread views.
-        order = sorted(range(len(self.survey)), key=lambda i: (i % 4, i))
-        for view in (self.survey[i] for i in order):
+        order = sorted(range(len(self.surface_views)), key=lambda i: (i % 4, i))
+        for view in (self.surface_views[i] for i in order):
             row, column, _ = view.project(cloud)
             row, column = row[row >= 0], column[column >= 0]
             if looked_at > _EVIDENCE_PIXELS or not len(row):
@@ -358,21 +246,21 @@ class Selector:
         return totals[0], totals[1], totals[2]
 
     @torch.no_grad()
-    def _field(self, membership: Membership, name: str, near: Sequence[np.ndarray] | None) -> FieldSelection:
+    def _field(self, membership: MembershipRule, name: str, near: Sequence[np.ndarray] | None) -> FieldSelection:
         from maskfield_ns.selection.field import field_terms
 
         claims, head = [], self.model.query_head
-        for view in self.survey:
+        for view in self.surface_views:
             relevancy = membership.relevancy(head, view.features)
             claims.append((view, relevancy, view.solid & (relevancy >= 1)))
 
-        def joined(pick: Callable[[SurveyView, Tensor], Tensor]) -> np.ndarray:
+        def joined(pick: Callable[[SurfaceView, Tensor], Tensor]) -> np.ndarray:
             parts = [pick(view, heat)[chosen] for view, heat, chosen in claims]
             return torch.cat(parts).cpu().double().numpy()
 
         points = joined(lambda view, heat: view.points)
         area, relevancy = joined(lambda view, heat: view.footprint), joined(lambda view, heat: heat)
-        kept = refine.whole_pieces(points, area, relevancy, np.sqrt(area), _nearest(points, near))
+        kept = refine.keep_large_components(points, area, relevancy, np.sqrt(area), _nearest(points, near))
         if not kept.any():
             return FieldSelection(name, (), FIELD_RESOLUTION)
         masks, start = [], 0
@@ -381,8 +269,8 @@ class Selector:
             mask[chosen] = torch.from_numpy(kept[start : start + size]).to(mask.device)
             masks.append(mask)
             start += size
-        solid = carve(self.survey, masks, aligned_box(points[kept], area[kept], trim=0.002))
-        cells, core = field_terms(self.model, FIELD_RESOLUTION, points[kept], solid, self.survey, masks)
+        solid = carve(self.surface_views, masks, aligned_box(points[kept], area[kept], trim=0.002))
+        cells, core = field_terms(self.model, FIELD_RESOLUTION, points[kept], solid, self.surface_views, masks)
         return FieldSelection(name, (FieldTerm(True, membership, cells, core),), FIELD_RESOLUTION)
 
 
@@ -391,3 +279,11 @@ def _nearest(points: np.ndarray, places: Sequence[np.ndarray] | None) -> np.ndar
     if places is None or not len(points):
         return None
     return min(places, key=lambda place: float(np.linalg.norm(points - place, axis=1).min()))
+
+
+def coarsest_owner(owners: Int[np.ndarray, "P L"]) -> Int[np.ndarray, " P"]:
+    """The query of the coarsest level that holds each point of :meth:`Selector.ownership` for sure; -1: none."""
+    result = np.full(len(owners), -1, np.int64)
+    for column in range(owners.shape[1]):
+        result = np.where(owners[:, column] >= 0, owners[:, column], result)
+    return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ GAUSSIAN_SIDE, FIELD_SIDE = 160, 96
 
 
 @dataclass(frozen=True, eq=False)
-class SurveyView:
+class SurfaceView:
     """One view: where its rays end, and what the mask features say there."""
 
     camera: Cameras
@@ -66,9 +66,9 @@ def project(camera: Cameras, points: Float[Tensor, "N 3"]) -> tuple[Tensor, Tens
     return cy - fy * local[:, 1] / safe, cx + fx * local[:, 0] / safe, depth
 
 
-def take_survey(
+def render_surface_views(
     model: AnyModel, cameras: Cameras, max_views: int | None = None, side: int | None = None
-) -> list[SurveyView]:
+) -> list[SurfaceView]:
     """Renders some of a run's cameras, small and without lens distortion, of the scene as it was trained.
 
     Args:
@@ -91,7 +91,7 @@ def take_survey(
             depth = -((points - pose[:, 3]) @ pose[:, :3])[..., 2]
             solid = (outputs["accumulation"][..., 0] >= 0.5) & (depth > 0)
             prepared = model.prepared_view(camera) if model.backbone == "gaussians" else None
-            views.append(SurveyView(camera, points, depth, solid, outputs.features, outputs["rgb"], prepared))
+            views.append(SurfaceView(camera, points, depth, solid, outputs.features, outputs["rgb"], prepared))
     return views
 
 
@@ -119,6 +119,14 @@ def surface_points(model: AnyModel, camera: Cameras, outputs: dict[str, Tensor])
     return model.surface_points(camera, outputs)
 
 
+def places_as_trained(model: AnyModel, point: Float[Tensor, " 3"]) -> tuple[tuple[float, float, float], ...]:
+    """Where a point of the scene as it is shown may stem from: itself, or the places that edits copied it from."""
+    shown = point.detach().cpu().double().numpy()
+    edits = model.edits
+    places = [shown] if edits is None else [layer.transform.inverse(shown) for layer in edits.layers]
+    return tuple((float(x), float(y), float(z)) for x, y, z in places)
+
+
 @contextmanager
 def unedited(model: AnyModel) -> Iterator[None]:
     """Sets a model's edits aside."""
@@ -127,9 +135,3 @@ def unedited(model: AnyModel) -> Iterator[None]:
         yield
     finally:
         model.edits = edits
-
-
-def bounds(views: Sequence[SurveyView]) -> Float[np.ndarray, "2 3"]:
-    """The box of everything that was seen, trimmed by a hundredth on every side."""
-    points = torch.cat([view.points[view.solid] for view in views]).cpu().double().numpy()
-    return np.quantile(points, (0.01, 0.99), axis=0) if len(points) else np.zeros((2, 3))

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
-from maskfield_ns.answers.assignments import Memberships
+from maskfield_ns.answers.assignments import PixelAssignments
 from maskfield_ns.models.contract import QueryableModel
 
 MAX_BYTES = 512 << 20
@@ -27,15 +27,20 @@ class KeptView:
     """The backbone's outputs: rgb, depth, ..."""
     features: Float[Tensor, "H W channels"]
     """Mask features in half precision: only pictures of them are made from here on."""
-    memberships: Memberships
-    pose: Hashable
-    """Same for all sizes of a camera."""
+    assignments: PixelAssignments
+    camera: Cameras
+    """A single camera [1] of this size."""
+
+    @property
+    def pose(self) -> Hashable:
+        """Same for all sizes of a camera."""
+        return camera_pose(self.camera)
 
     @property
     def nbytes(self) -> int:
         """Memory in bytes."""
         tensors = [*self.pictures.values(), self.features]
-        return self.memberships.nbytes + sum(t.numel() * t.element_size() for t in tensors)
+        return self.assignments.nbytes + sum(t.numel() * t.element_size() for t in tensors)
 
 
 class ViewCache:
@@ -69,7 +74,7 @@ class ViewCache:
         """The view of a camera with most pixels, made from this state of the model."""
         with self._lock:
             views = [v for (kept, _, _), v in self._views.items() if kept == state and v.pose == pose]  # type: ignore[misc]
-        return max(views, key=lambda v: v.memberships.size[0] * v.memberships.size[1], default=None)
+        return max(views, key=lambda v: v.assignments.size[0] * v.assignments.size[1], default=None)
 
 
 def camera_pose(camera: Cameras) -> Hashable:

@@ -8,21 +8,20 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from maskfield_ns.answers.answer import Chosen
 from maskfield_ns.editing import edits
 from maskfield_ns.editing.build import inserted_points, placement
 from maskfield_ns.editing.show import edits_of, set_edits
 from maskfield_ns.errors import EditError
 from maskfield_ns.models.contract import AnyModel
 from maskfield_ns.runs import write_edited_config
-from maskfield_ns.selection.coordinates import UP, CaptureFrame
-from maskfield_ns.selection.export import export_object
-from maskfield_ns.selection.measure import Measured
-from maskfield_ns.selection.selection import Membership
-from maskfield_ns.selection.selection import Selection as SceneSelection
+from maskfield_ns.selection.coordinates import UP, CaptureCoordinates
+from maskfield_ns.selection.export import boxes_json, export_object
+from maskfield_ns.selection.measure import Measurement
+from maskfield_ns.selection.selection import Selection
 from maskfield_ns.selection.selector import Selector
 from maskfield_ns.selection.transform import Similarity, axis_rotation
 from maskfield_ns.viewer.cache import model_state
-from maskfield_ns.viewer.selection import Selection
 
 CONFIG_NAME = "config.yml"
 MOST_BYTES = 500_000_000
@@ -57,19 +56,19 @@ class SceneEditor:
 
     # --- edits --------------------------------------------------------------------------------------------------------
 
-    def tint(self, selection: Selection, colour: Sequence[int]) -> str:
+    def tint(self, selection: Chosen, colour: Sequence[int]) -> str:
         """Recolours a selection (sRGB, 0 to 255)."""
         return self._edit(edits.tint(self._chosen(selection), [c / 255 for c in colour]), "tinted")
 
-    def delete(self, selection: Selection) -> str:
+    def delete(self, selection: Chosen) -> str:
         """Takes a selection out of the scene."""
         return self._edit(edits.delete(self._chosen(selection)), "deleted")
 
-    def extract(self, selection: Selection) -> str:
+    def extract(self, selection: Chosen) -> str:
         """Takes everything else out of the scene."""
         return self._edit(edits.extract(self._chosen(selection)), "extracted, the rest is hidden")
 
-    def move(self, selection: Selection, shift: Sequence[float], turn: float, scale: float) -> str:
+    def move(self, selection: Chosen, shift: Sequence[float], turn: float, scale: float) -> str:
         """Turns and scales a selection about its own centre, then shifts it.
 
         Args:
@@ -81,7 +80,7 @@ class SceneEditor:
         chosen = self._chosen(selection)
         return self._edit(edits.move(chosen, self._transform(chosen, shift, turn, scale)), "moved")
 
-    def duplicate(self, selection: Selection, shift: Sequence[float], turn: float, scale: float) -> str:
+    def duplicate(self, selection: Chosen, shift: Sequence[float], turn: float, scale: float) -> str:
         """Puts a copy of a selection elsewhere; arguments as for :meth:`move`."""
         chosen = self._chosen(selection)
         return self._edit(edits.duplicate(chosen, self._transform(chosen, shift, turn, scale)), "duplicated")
@@ -128,31 +127,32 @@ class SceneEditor:
 
     # --- files --------------------------------------------------------------------------------------------------------
 
-    def export(self, selection: Selection, folder: Path) -> str:
+    def export(self, selection: Chosen, folder: Path) -> str:
         """Writes object.ply (Gaussians, or points of a field), its measures as boxes.json, and edits if there are."""
         from maskfield_ns.files import write_json
 
         chosen = self._chosen(selection)
         with self.lock:
-            measured = Measured(chosen, self._select(), CaptureFrame.of(self.datamanager))
+            measured = Measurement(chosen, self._select(), CaptureCoordinates.of(self.datamanager))
             folder.mkdir(parents=True)
             count = export_object(measured, folder / "object.ply")
-            write_json(folder / "boxes.json", measured.to_json())
+            run = {"config": str(self.folder / CONFIG_NAME)}
+            write_json(folder / "boxes.json", boxes_json([measured], measured.frame, run))
         if shown := edits_of(self.model):
             shown.save(folder / edits.FILE_NAME)
         return f"{count} {'Gaussians' if self._select().gaussian else 'points'} written to {folder}"
 
     # --- selections in 3D ---------------------------------------------------------------------------------------------
 
-    def _chosen(self, selection: Selection) -> SceneSelection:
+    def _chosen(self, selection: Chosen) -> Selection:
         with self.lock:
-            return self._select().belonging(membership(selection, self.model), selection.name or "selection")
+            return self._select().select_chosen(selection)
 
-    def _transform(self, chosen: SceneSelection, shift: Sequence[float], turn: float, scale: float) -> Similarity:
+    def _transform(self, chosen: Selection, shift: Sequence[float], turn: float, scale: float) -> Similarity:
         if not any(shift) and turn == 0 and scale == 1:
             raise EditError("say where to: a shift, a turn or another size")
         with self.lock:
-            points = Measured(chosen, self._select(), CaptureFrame.of(self.datamanager)).cloud.points
+            points = Measurement(chosen, self._select(), CaptureCoordinates.of(self.datamanager)).cloud.points
         return placement(points, shift, axis_rotation(UP, turn), scale, None)
 
     def _select(self) -> Selector:
@@ -170,17 +170,3 @@ class SceneEditor:
         with self.lock:
             set_edits(self.model, shown)
         self._version += 1
-
-
-def membership(selection: Selection, model: AnyModel) -> Membership:
-    """The rule in 3D that outlines in a picture follow (:func:`maskfield_ns.viewer.selection.selection_mask`)."""
-    head, rule = model.query_head, model.config.decision
-    weights = dict(selection.weights)
-    levels = {int(head.levels[query]) for query in weights}
-    if len(levels) == 1:
-        return Membership(tuple(weights), tuple(weights.values()), 1.0)
-    # Levels that have nothing to say for the selection speak against it.
-    used = head.valid(rule.min_support, rule.min_share).nonzero()[:, 0].tolist()
-    everything = sorted({*used, *weights})
-    agreeing = min(rule.levels_agreeing, len(head.levels[everything].unique()))
-    return Membership(tuple(everything), tuple(weights.get(query, 0.0) for query in everything), 1.0, agreeing)

@@ -14,12 +14,12 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.render_state_machine import RenderAction
 from PIL import Image
 
+from maskfield_ns.answers.objects import overview_cameras
 from maskfield_ns.foundation.protocols import LEVELS
 from maskfield_ns.models.contract import AnyModel
 from maskfield_ns.viewer import compose
 from maskfield_ns.viewer.editor import SceneEditor
 from maskfield_ns.viewer.phrases import panel_text
-from maskfield_ns.viewer.selection import Selection
 from maskfield_ns.viewer.session import PICTURE, Session
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Panel:
                     "Object", (_NO_THING,), hint="name · share of the picture · confidence"
                 )
                 self.things.on_update(lambda _: self._choose_thing())
-                self._button("List objects", self.list_things, viser.Icon.LIST, "Looks around in the scene")
+                self._button("List objects", self.list_objects, viser.Icon.LIST, "Looks around in the scene")
             with gui.add_folder("Image patch", expand_by_default=False):
                 upload = gui.add_upload_button(
                     "Upload a picture", icon=viser.Icon.UPLOAD, mime_type="image/*", color="gray"
@@ -158,7 +158,7 @@ class Panel:
         if how == "clear":
             self.session.clear()
         else:
-            self.session.select(self.session.found_things(), how)
+            self.session.select(self.session.found_objects(), how)
 
     def _set(self, **changes: Any) -> None:
         self._show_picture()
@@ -167,29 +167,25 @@ class Panel:
     def _level(self) -> int | None:
         return None if self.level.value == AUTOMATIC else LEVELS.index(self.level.value)
 
-    def list_things(self) -> None:
+    def list_objects(self) -> None:
         """Looks at the scene from up to six training views and lists what it contains."""
         dataset = self.viewer.pipeline.datamanager.train_dataset
         assert dataset is not None
-        cameras = dataset.cameras
-        chosen = np.unique(np.linspace(0, len(cameras) - 1, min(6, len(cameras))).astype(int)).tolist()
-        views = [cameras[i : i + 1].to(self.model.device) for i in chosen]
-        for view in views:
-            view.rescale_output_resolution(min(1.0, 120 / float(view.height.max())))
-        self.session.list_things(views)
+        views = [view.to(self.model.device) for view in overview_cameras(dataset.cameras)]
+        self.session.list_objects(views)
 
     def _choose_thing(self) -> None:
         chosen = self._thing_labels().index(self.things.value) if self.things.value in self._thing_labels() else -1
         if chosen >= 0:
-            thing = self.session.things[chosen]
+            thing = self.session.objects[chosen]
             self._show_picture()
-            self.session.select(Selection.of([thing.query], thing.name))
+            self.session.select_object(thing)
 
     def _thing_labels(self) -> list[str]:
         """Labels, made unique."""
         seen: dict[str, int] = {}
         labels = []
-        for label in (thing.label() for thing in self.session.things):
+        for label in (thing.label() for thing in self.session.objects):
             seen[label] = seen.get(label, 0) + 1
             labels.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
         return labels

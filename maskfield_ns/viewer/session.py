@@ -11,41 +11,39 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
 from torch import Tensor
 
 from maskfield_ns.answers import decision
-from maskfield_ns.answers.assignments import Memberships, memberships
+from maskfield_ns.answers.answer import Answer, Chosen
+from maskfield_ns.answers.assignments import assign_pixels
 from maskfield_ns.answers.decision import DecisionRule
-from maskfield_ns.answers.likeness import patch_relevancy, thing_at
+from maskfield_ns.answers.objects import SceneObject, full_name, list_objects, vocabulary
+from maskfield_ns.answers.questions import (
+    Question,
+    answer_pixel,
+    answer_queries,
+    answer_question,
+    ask_image,
+    ask_texts,
+    question_relevancy,
+    valid_queries,
+    weights_of,
+)
 from maskfield_ns.answers.render import Outputs, feature_colours
+from maskfield_ns.selection.surface_views import places_as_trained, surface_points
 from maskfield_ns.viewer import compose
 from maskfield_ns.viewer.cache import KeptView, ViewCache, camera_pose, model_state, view_key
-from maskfield_ns.viewer.contents import Thing, full_name, list_things, vocabulary
 from maskfield_ns.viewer.editor import SceneEditor
 from maskfield_ns.viewer.patches import read_picture
 from maskfield_ns.viewer.phrases import split_phrases
-from maskfield_ns.viewer.selection import Selection, selection_mask
 from maskfield_ns.viewer.worker import Worker
 
 PICTURE = "maskfield"
 """Name of the output that shows the panel's picture."""
-_MIN_PATCH = 8
-"""Pixels per side; less shows nothing."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is being asked; replaced as a whole, never changed."""
-
-    names: tuple[str, ...]
-    """Phrases, or what a patch is called."""
-    vectors: Float[Tensor, "T C"]
-    negatives: Float[Tensor, "K C"] | None
-    """None: the vectors are of image patches."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +93,8 @@ class Session:
         self.lock = contextlib.nullcontext() if lock is None else lock
         self.settings = Settings(model.config.decision)
         self.question: Question | None = None
-        self.selection = Selection()
-        self.things: tuple[Thing, ...] = ()
+        self.selection = Chosen()
+        self.objects: tuple[SceneObject, ...] = ()
         self.ready = False
         """Whether the text model is loaded."""
         self.cache = ViewCache()
@@ -132,10 +130,9 @@ class Session:
                 self.question = None
                 self.say("Type what you are looking for." if self.ready else "Loading the text model …")
             else:
-                vectors = self.model.text(wanted.phrases)
-                opposed = self.model.text(against.phrases or self.model.config.negatives)
+                negatives = against.phrases or tuple(self.model.config.negatives)
+                self.question = ask_texts(self.model.text, wanted.phrases, negatives)
                 self.ready = True
-                self.question = Question(wanted.phrases, vectors, opposed)
                 notes = [part for part in (wanted.note, against.note) if part]
                 self.say("; ".join(notes) or self._verdict())
             self.changed()
@@ -147,11 +144,8 @@ class Session:
         self._asked += 1
 
         def answer() -> None:
-            picture = read_picture(content) if isinstance(content, bytes) else content
-            if min(picture.shape[:2]) < _MIN_PATCH:
-                self.say("That patch is too small to show anything.")
-                return
-            self.question = Question((name,), self.model.text.picture(picture)[None], None)
+            image = read_picture(content) if isinstance(content, bytes) else content
+            self.question = ask_image(self.model.text, image, name)
             self.say(self._verdict())
             self.changed()
 
@@ -159,36 +153,31 @@ class Session:
 
     def scores(self, question: Question) -> Float[Tensor, "T Q"]:
         """Relevancy of every query of the head, 0 for those of other levels than the chosen one."""
-        head, rule, level = self.model.query_head, self.settings.rule, self.settings.level
-        asked = head.levels == level if level is not None and head.by_level else torch.ones_like(head.levels)
-        embeddings = head.embeddings.detach()
-        vectors = question.vectors.to(embeddings)
-        if question.negatives is None:
-            return patch_relevancy(embeddings, self.valid() & asked.bool(), vectors, rule)
-        negatives = question.negatives.to(embeddings)
-        return decision.phrase_relevancy(embeddings, self.valid() & asked.bool(), vectors, negatives, rule)
+        settings = self.settings
+        return question_relevancy(self.model.query_head, question, settings.rule, settings.level)
 
     def weights(self) -> Float[Tensor, " Q"]:
         """How much every query of the head counts as evidence."""
-        head, settings = self.model.query_head, self.settings
-        return decision.evidence_weights(head.support, head.levels, settings.rule, subparts=settings.level == 0)
+        return weights_of(self.model.query_head, self.settings.rule, self.settings.level)
 
-    def valid(self) -> Tensor:
-        """[Q] bool: queries of the head that stand for something."""
-        rule = self.settings.rule
-        return self.model.query_head.valid(rule.min_support, rule.min_share)
+    def valid(self) -> Bool[Tensor, " Q"]:
+        """Queries of the head that count."""
+        return valid_queries(self.model.query_head, self.settings.rule)
+
+    def answers(self) -> list[Answer]:
+        """The answers to what is being asked, as :meth:`maskfield_ns.Scene.query` gives them."""
+        question, settings = self.question, self.settings
+        if question is None:
+            return []
+        return answer_question(self.model.query_head, question, settings.rule, settings.level)
 
     def findings(self) -> list[Finding]:
         """What is known about each phrase asked."""
-        question = self.question
-        if question is None:
-            return []
-        rule = self.settings.rule
-        best = decision.evidence(self.scores(question), self.weights()).tolist()
-        colours = compose.phrase_colours(len(best), torch.device("cpu"))
+        answers = self.answers()
+        colours = compose.phrase_colours(len(answers), torch.device("cpu"))
         return [
-            Finding(name, score, score >= rule.found_threshold, compose.hex_colour(colour))
-            for name, score, colour in zip(question.names, best, colours, strict=True)
+            Finding(answer.phrase, answer.score, answer.found, compose.hex_colour(colour))
+            for answer, colour in zip(answers, colours, strict=True)
         ]
 
     def _verdict(self) -> str:
@@ -209,22 +198,15 @@ class Session:
 
     # --- selecting ----------------------------------------------------------------------------------------------------
 
-    def found_things(self) -> Selection:
+    def found_objects(self) -> Chosen:
         """What answers the question: everything that is outlined."""
-        question = self.question
-        if question is None:
-            return Selection()
-        selection = Selection()
-        for scores, finding in zip(self.scores(question), self.findings(), strict=True):
-            if finding.found:
-                selection = selection.union(Selection.answering(scores, self.settings.rule, finding.name))
-        return selection
+        return Chosen.of(*self.answers())
 
-    def select(self, selection: Selection, how: str = "select") -> None:
+    def select(self, selection: Chosen, how: str = "select") -> None:
         """Makes something the selection, adds it to the selection, or takes it out.
 
         Args:
-            selection: things.
+            selection: what was found, clicked or picked from the list.
             how: "select", "add" or "remove".
         """
         if not selection:
@@ -240,39 +222,48 @@ class Session:
 
     def clear(self) -> None:
         """Selects nothing."""
-        self.selection = Selection()
+        self.selection = Chosen()
         self.say("Nothing is selected.")
         self.changed()
 
-    def thing_under(self, view: Memberships, x: float, y: float) -> Selection:
-        """The thing at a place in a view, x and y from 0 (left, top) to 1."""
-        height, width = view.size
+    def select_object(self, chosen: SceneObject, how: str = "select") -> None:
+        """Selects an object of the list."""
+        rule = self.settings.rule
+        self.select(Chosen.of(answer_queries(self.model.query_head, [chosen.query], rule, chosen.name)), how)
+
+    def object_under(self, view: KeptView, x: float, y: float) -> Answer:
+        """The object at a place in a view, x and y from 0 (left, top) to 1; the same as Scene.query(pixel=...)."""
+        height, width = view.assignments.size
         row, column = (min(max(int(v * n), 0), n - 1) for v, n in ((y, height), (x, width)))
-        head, level = self.model.query_head, self.settings.level
-        if level is not None and head.by_level:
-            query = int(view.instances(self.valid(), level)[row, column])
-            queries = [query] if query >= 0 else []
-        else:
-            chosen, _ = thing_at(view, row, column, head.embeddings.detach(), self.valid(), self.settings.rule)
-            queries = chosen.nonzero()[:, 0].tolist()
-        return Selection.of(queries, self.name_of(queries))
+        if view.pictures["accumulation"][row, column, 0] < 0.5:
+            return Answer("", 0.0, False, ())
+        point = surface_points(self.model, view.camera, view.pictures)[row, column]
+        answer = answer_pixel(
+            self.model.query_head,
+            view.assignments,
+            row,
+            column,
+            self.settings.rule,
+            self.settings.level,
+            places=places_as_trained(self.model, point),
+        )
+        return replace(answer, phrase=self.name_of(answer.queries))
 
     def name_of(self, queries: Sequence[int]) -> str:
-        """A name from the list of things if one of them is there, else from the vocabulary."""
-        known = [thing.name for thing in self.things if thing.query in queries]
+        """A name from the list of objects if one of them is there, else from the vocabulary."""
+        known = [listed.name for listed in self.objects if listed.query in queries]
         if known or not queries:
             return known[0] if known else ""
         if not self.ready:
-            return f"thing {min(queries)}"
+            return f"object {min(queries)}"
         unit = torch.nn.functional.normalize(self.model.query_head.embeddings.detach()[list(queries)], dim=-1)
         return full_name(unit.mean(0), self.model.text)
 
     def click(self, camera: Cameras, x: float, y: float, how: str = "select") -> None:
-        """Selects the thing under a place in the picture of a camera, x and y from 0 (left, top) to 1."""
-        view = self.view_of(camera)
-        thing = self.thing_under(view.memberships, x, y)
-        if thing:
-            self.select(thing, how)
+        """Selects the object under a place in the image of a camera, x and y from 0 (left, top) to 1."""
+        answer = self.object_under(self.view_of(camera), x, y)
+        if answer.found:
+            self.select(Chosen.of(answer), how)
         else:
             self.say("There is nothing at this place.")
 
@@ -301,8 +292,8 @@ class Session:
         if view is None:
             outputs = render()
             features = outputs.features
-            shares = memberships(features, self.model.query_head)
-            view = KeptView(dict(outputs), features.half(), shares, camera_pose(camera))
+            shares = assign_pixels(features, self.model.query_head)
+            view = KeptView(dict(outputs), features.half(), shares, camera)
             self.cache.put(key, view)
         return view
 
@@ -347,7 +338,7 @@ class Session:
     def compose(self, view: KeptView) -> Float[Tensor, "H W 3"]:
         """The picture of a view in the chosen mode, in 0..1."""
         settings, question, selection = self.settings, self.question, self.selection
-        shares = view.memberships
+        shares = view.assignments
         rgb = view.pictures["rgb"].float().clamp(0, 1)
         if settings.mode == "Photo" or not shares.by_level:
             return rgb
@@ -360,7 +351,7 @@ class Session:
             heat = shares.heat(scores, settings.rule, settings.level)
             masks = decision.phrase_masks(heat.movedim(0, -1), scores, self.weights(), settings.rule)
             owner = decision.phrase_map(masks, heat.movedim(0, -1))
-        selected = selection_mask(shares, selection, self.model) if selection else None
+        selected = selection.mask(self.model.query_head, shares) if selection else None
         if settings.mode == "Relevancy heat map":
             picture = rgb if heat is None else compose.heat_picture(rgb, heat.amax(0))
         elif settings.mode == "Class map":
@@ -389,7 +380,7 @@ class Session:
             said = getattr(editor, action)(self.selection, *arguments)
             name = self.selection.name
             if action == "delete":
-                self.selection = Selection()
+                self.selection = Chosen()
             return f"{name}: {said}" if name else said
 
         self._run(run, needs_selection=True)
@@ -425,7 +416,7 @@ class Session:
 
         self.worker.later(run)
 
-    def list_things(self, cameras: Sequence[Cameras], phrases: Sequence[str] = ()) -> None:
+    def list_objects(self, cameras: Sequence[Cameras], phrases: Sequence[str] = ()) -> None:
         """Makes the list of what the scene contains, in the background.
 
         Args:
@@ -435,9 +426,20 @@ class Session:
 
         def run() -> None:
             self.say("Listing what the scene contains …")
-            views = [self.view_of(camera).memberships for camera in cameras]
-            self.things = tuple(list_things(self.model, self.settings, views, phrases))
-            self.say(f"{len(self.things)} things listed." if self.things else "No things to list yet.")
+            views = [self.view_of(camera).assignments for camera in cameras]
+            model, settings = self.model, self.settings
+            self.objects = tuple(
+                list_objects(
+                    model.query_head,
+                    model.text,
+                    model.config.negatives,
+                    views,
+                    settings.rule,
+                    phrases or None,
+                    settings.level,
+                )
+            )
+            self.say(f"{len(self.objects)} objects listed." if self.objects else "No objects to list yet.")
             self.changed()
 
         self.worker.later(run)

@@ -23,11 +23,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from campaign import Campaign, Wrong, finish, options
 from mutations import changed, damaged
 
+from maskfield_ns.answers.membership import MembershipRule
 from maskfield_ns.editing import edits as operations
 from maskfield_ns.editing.edits import EditList
 from maskfield_ns.ply_format import read_ply, write_ply
 from maskfield_ns.selection.ply import read_gaussians, write_gaussians, write_mesh, write_points
-from maskfield_ns.selection.selection import FieldSelection, FieldTerm, GaussianSelection, Membership
+from maskfield_ns.selection.selection import FieldSelection, FieldTerm, GaussianSelection
 from maskfield_ns.selection.transform import Similarity
 
 MEMORY_FACTOR, MEMORY_FLOOR = 40, 64 << 20
@@ -153,7 +154,7 @@ def plys(folder: Path, campaign: Campaign) -> Campaign:
 def some_edits() -> EditList:
     """An edit of every kind, on Gaussians and on a field."""
     mug = GaussianSelection("mug", np.array([1, 2, 3]), np.array([9]), 1000)
-    term = FieldTerm(True, Membership((3, 4), (0.9, 0.1), 0.3, 2), np.array([5, 7]), np.array([7]))
+    term = FieldTerm(True, MembershipRule((3, 4), (0.9, 0.1), 0.3, 2), np.array([5, 7]), np.array([7]))
     field = FieldSelection("f", (term,), 8)
     up = Similarity(1.2, np.eye(3), np.ones(3))
     return EditList().then(
