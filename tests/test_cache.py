@@ -25,8 +25,9 @@ from maskfield_ns.cache.schema import (
     extraction_fingerprint,
     normalise_name,
 )
-from maskfield_ns.cache.store import MaskCache, file_sha256
+from maskfield_ns.cache.store import MaskCache
 from maskfield_ns.errors import CacheError, CaptureError
+from maskfield_ns.files import file_sha256, temporary_path
 from maskfield_ns.foundation.protocols import MaskProposals, mask_boxes
 
 SHA = "0" * 64
@@ -274,7 +275,7 @@ KILL = "left-frame"
 
 def test_files_of_a_living_writer_stay(tmp_path):
     cache = MaskCache.create(tmp_path, {}, {})
-    live = cache.folder / f".x.{store._host()}.{os.getpid()}.12345678.tmp"
+    live = temporary_path(cache.folder / "x")
     elsewhere = cache.folder / ".x.deadbeef.1.12345678.tmp"
     old = cache.folder / ".y.deadbeef.1.12345678.tmp"
     for path in (live, elsewhere, old):

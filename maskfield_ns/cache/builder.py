@@ -15,8 +15,9 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from maskfield_ns.cache.schema import CacheEntry, canonical_json, normalise_name
-from maskfield_ns.cache.store import DiskFullError, MaskCache, file_sha256
+from maskfield_ns.cache.store import DiskFullError, MaskCache
 from maskfield_ns.errors import CacheError, CaptureError
+from maskfield_ns.files import file_sha256
 from maskfield_ns.foundation.protocols import MaskProposer, RegionEmbedder, propose
 
 PRINT_EVERY_S = 10.0

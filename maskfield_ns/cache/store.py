@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import json
-import os
-import socket
-import time
-import uuid
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path, PurePath
@@ -37,11 +31,8 @@ from maskfield_ns.cache.schema import (
     shape_problem,
 )
 from maskfield_ns.errors import CacheError
+from maskfield_ns.files import FULL_DISK, atomic_path, remove_leftovers
 from maskfield_ns.foundation.protocols import MaskProposals
-
-ABANDONED_S = 3600
-"""A temporary file of another machine counts as left over after this many seconds."""
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DiskFullError(CacheError):
@@ -247,13 +238,7 @@ class MaskCache:
 
     def remove_leftovers(self) -> int:
         """Delete temporary files of writers that are gone; returns how many."""
-        removed = 0
-        for path in self.folder.glob(".*.tmp"):
-            with contextlib.suppress(OSError):
-                if _abandoned(path):
-                    path.unlink()
-                    removed += 1
-        return removed
+        return remove_leftovers(self.folder)
 
 
 class _BrokenManifest(CacheError):
@@ -264,50 +249,18 @@ class _Unusable(Exception):
     """An entry that must not be used, and why."""
 
 
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes, read now (no memory of earlier reads: images may change under us)."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _host() -> str:
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-
-
 def write_atomically(path: Path, payload: bytes) -> None:
-    """Write next to the target, flush to disk, rename."""
-    temporary = path.with_name(f".{path.stem}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
-    with _explained(path.parent):
-        try:
-            with temporary.open("wb") as file:
-                _write_bytes(file, payload)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+    """Writes a file of the cache whole or not at all.
+
+    Raises:
+        CacheError: it cannot be written (:class:`DiskFullError`: no space left).
+    """
+    with _explained(path.parent), atomic_path(path) as temporary, temporary.open("wb") as file:
+        _write_bytes(file, payload)
 
 
 def _write_bytes(file: Any, payload: bytes) -> None:
     file.write(payload)
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _abandoned(path: Path) -> bool:
-    fields = path.name.split(".")  # "", stem, host, process id, random, "tmp"
-    if len(fields) == 6 and fields[2] == _host() and fields[3].isdigit() and os.name == "posix":
-        try:
-            os.kill(int(fields[3]), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-    # Alive, or another process by now, or on another machine: only age can tell.
-    return time.time() - path.stat().st_mtime > ABANDONED_S
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import urllib.error
@@ -14,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from maskfield_ns.errors import WeightsError
+from maskfield_ns.files import file_sha256
 
 CHUNK = 1 << 20
 TIMEOUT_S = 30
@@ -86,11 +86,7 @@ def sha256_file(path: Path) -> str:
 
 @lru_cache(maxsize=32)
 def _digest(path: Path, size: int, mtime_ns: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return file_sha256(path)
 
 
 def fetch(remote: RemoteFile, folder: Path | None = None, progress: bool = True) -> Path:

@@ -29,10 +29,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from campaign import Campaign, Wrong, finish
 
 from maskfield_ns import checkpoints
-from maskfield_ns.cache.store import MaskCache, file_sha256
+from maskfield_ns.cache.store import MaskCache
 from maskfield_ns.commands.extract import method_config
 from maskfield_ns.data.mask_source import extract
 from maskfield_ns.errors import CacheError
+from maskfield_ns.files import file_sha256
 from maskfield_ns.foundation.config import RegionsConfig, TinyClipConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))

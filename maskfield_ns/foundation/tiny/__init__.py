@@ -4,8 +4,6 @@ The weights ship with the package and were trained by ``scripts/train_tiny.py`` 
 every command work offline and on a CPU, and are no substitute for the full-size models on photographs.
 """
 
-import hashlib
-from functools import lru_cache
 from pathlib import Path
 
 from maskfield_ns.errors import WeightsError
@@ -24,9 +22,3 @@ def packaged_weights(name: str, override: Path | None = None) -> Path:
         hint = "the installation is incomplete: reinstall maskfield-ns" if override is None else "check the path"
         raise WeightsError(f"no embedded weights at {path}: {hint}, or train them with scripts/train_tiny.py")
     return path
-
-
-@lru_cache(maxsize=8)
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
