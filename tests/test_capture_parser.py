@@ -415,7 +415,7 @@ def test_an_ideal_fisheye_is_trained_undistorted(tmp_path: Path) -> None:
     settings = copy.deepcopy(configs.maskfield_splat_lite.config.pipeline.datamanager)
     settings.data = capture
     manager = settings.setup(test_mode="test")
-    how = manager.train_dataset.metadata["eval_undistortions"][0]
+    how = manager.eval_undistortions[0]
     assert how is not None
     camera, data = manager.fixed_indices_eval_dataloader[0]
     np.testing.assert_allclose(float(camera.fx), how.lens.undistorted[0, 0], rtol=1e-5)

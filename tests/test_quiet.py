@@ -16,7 +16,7 @@ from PIL import ImageFont
 from maskfield_ns import quiet
 from maskfield_ns.answers import text as texts
 from maskfield_ns.answers.text import MAX_CHARACTERS, TextEncoder
-from maskfield_ns.commands.query import MAX_SCALE, query
+from maskfield_ns.cli import MAX_SCALE, Query, Views
 from maskfield_ns.errors import MaskfieldError
 from maskfield_ns.pictures.sheets import _fitted
 
@@ -63,9 +63,9 @@ def test_bytes_that_are_no_text() -> None:
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, 1e9, float("nan"), float("inf")])
 def test_scales_without_a_picture(tmp_path: Path, scale: float) -> None:
+    command = Query(tmp_path / "nowhere", (("mug",),), tmp_path / "out", views=Views(scale=scale))
     with pytest.raises(MaskfieldError, match=f"at most {MAX_SCALE}"):
-        query(tmp_path / "nowhere", ["mug"], tmp_path / "out", (), "test", 1, scale)
-    assert not (tmp_path / "out").exists()
+        command.check()
 
 
 def test_captions_are_measured_a_few_times_however_long(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,7 +185,7 @@ def _check_fisheyes(cameras: Cameras, where: object) -> None:
 
 
 def _pinhole_of_fisheye(
-    matrix: Float64[np.ndarray, "3 3"], coefficients: Float64[np.ndarray, 4], size: tuple[int, int]
+    matrix: Float64[np.ndarray, "3 3"], coefficients: Float64[np.ndarray, " K"], size: tuple[int, int]
 ) -> Float64[np.ndarray, "3 3"]:
     """The camera that nerfstudio undistorts a fisheye's images to."""
     import cv2

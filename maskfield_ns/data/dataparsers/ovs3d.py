@@ -71,7 +71,7 @@ def read_llff(path: Path, count: int) -> tuple[np.ndarray, tuple[int, int], floa
         raise BenchmarkError(
             f"There is no {path}; it holds the LLFF poses, one row of 17 numbers per image."
         ) from error
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise BenchmarkError(f"{path} cannot be read as a NumPy array: {error}.") from error
     if rows.ndim != 2 or rows.shape[1] != 17 or rows.dtype.kind != "f":
         raise BenchmarkError(f"{path} must have 17 numbers per image, not {rows.dtype}{list(rows.shape)}.")

@@ -22,7 +22,10 @@ Kind = Literal["relevancy", "masks", "silhouettes", "classes"]
 """``silhouettes`` are masks for OpenGaussian's evaluator: grey values above 10 count, and files may be called as its
 renderer calls them, ``<view>_<phrase>.png``."""
 _MASKS = {"masks": FOREGROUND_ABOVE, "silhouettes": SILHOUETTE_ABOVE}
-_READ_ERRORS = (OSError, ValueError, EOFError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError)
+_READ_ERRORS = (
+    *(OSError, ValueError, EOFError, SyntaxError, MemoryError, zipfile.BadZipFile),
+    Image.DecompressionBombError,
+)
 
 
 @dataclass(frozen=True)
