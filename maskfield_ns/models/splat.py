@@ -19,6 +19,7 @@ from torch.nn import Parameter
 from maskfield_ns import compat
 from maskfield_ns.answers.render import Outputs
 from maskfield_ns.cameras import unproject, world_to_camera
+from maskfield_ns.data.run_info import RunInfo
 from maskfield_ns.errors import CheckpointError
 from maskfield_ns.fields.cells import cell_index
 from maskfield_ns.fields.mask_field import unit_cube_positions
@@ -65,7 +66,7 @@ class MaskfieldSplatModel(QueryableMixin[Cameras], SplatfactoModel):
 
     def populate_modules(self) -> None:
         """Splatfacto's modules, mask features per Gaussian (``gauss_params["mask_features"]``) and the query head."""
-        if (self.kwargs.get("metadata") or {}).get("mask_views") is None:
+        if RunInfo.of(self.kwargs.get("metadata")).mask_views is None:
             # Opened, not trained: the checkpoint brings the Gaussians, whose neighbors nobody has to look for now.
             self.seed_points = (torch.rand(_PLACEHOLDERS, 3), torch.zeros(_PLACEHOLDERS, 3))
         with compat.metrics_when_needed(), compat.tolerant_cuda_calls():
