@@ -17,9 +17,9 @@ import scipy.sparse as sp
 from jaxtyping import Float, Int
 from scipy.sparse.csgraph import connected_components
 
-_DENSE = 1200
+_DENSE = 250
 """Clusters that are worked on as one dense table, if a higher threshold keeps them to so few."""
-_STEPS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_STEPS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 _PAIRS_AT_ONCE = 1 << 15
 
 
