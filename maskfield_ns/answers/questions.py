@@ -108,7 +108,9 @@ def answer_question(head: QueryHead, question: Question, rule: DecisionRule, lev
         (chosen,) = decision.select_queries(scores[None], rule)
         best = float(decision.evidence(scores, weights))
         found = best >= rule.found_threshold
-        queries = tuple(int(q) for q in scores.argsort(descending=True) if found and chosen[q])
+        order = scores.argsort(descending=True)
+        ranked = zip(order.tolist(), chosen[order].tolist(), strict=True)  # at once: a GPU has to be waited for
+        queries = tuple(q for q, answers in ranked if found and answers)
         membership = phrase_rule(scores, head.levels, valid, rule) if valid.any() else None
         answers.append(Answer(name, best, found, queries, question.negative_names, membership))
     return answers

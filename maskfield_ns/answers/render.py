@@ -18,7 +18,9 @@ from maskfield_ns.pictures.colors import palette
 from maskfield_ns.systems.query_head import QueryHead
 
 _CHUNK_PIXELS = 1 << 15
-"""Pixels answered at once: all queries of all pixels of a photograph would be gigabytes."""
+"""Pixels answered at once on a CPU: all queries of all pixels of a photograph would be gigabytes."""
+_CHUNK_BYTES = 1 << 30
+"""Memory for the probabilities of pixels answered at once on a GPU, where every chunk costs its launches."""
 _INSIDE_LOGIT = 10.0
 """About what a query adds to the logit of a pixel inside its mask."""
 
@@ -29,8 +31,15 @@ class Outputs(dict):
     features: Float[Tensor, "H W D"]
 
 
-def feature_colours(features: Float[Tensor, "H W D"], head: QueryHead) -> Float[Tensor, "H W 3"]:
-    """Mask features as colours: the three directions in which queries of one level differ most, the same in all views.
+def rows_at_once(features: Float[Tensor, "H W D"], head: QueryHead) -> int:
+    """Rows of a view to answer at once."""
+    on_cpu = features.device.type == "cpu"
+    pixels = _CHUNK_PIXELS if on_cpu else _CHUNK_BYTES // (4 * max(1, head.num_queries))
+    return max(1, pixels // features.shape[1])
+
+
+def feature_axes(head: QueryHead) -> Float[Tensor, "D 3"]:
+    """The three directions in which queries of one level differ most, the same in all views, scaled for a sigmoid.
 
     (A level has channels of its own; directions that only tell levels apart would leave every level one colour.)
     """
@@ -40,7 +49,12 @@ def feature_colours(features: Float[Tensor, "H W D"], head: QueryHead) -> Float[
     axes = torch.linalg.svd(centred, full_matrices=False).Vh[:3].T
     # The contrast comes from the queries too: taken from the view, colours would flicker from view to view.
     inside = _INSIDE_LOGIT * used / used.square().sum(-1, keepdim=True).clamp(min=1e-6)
-    return torch.sigmoid(2.5 * (features @ axes) / (inside @ axes).std().clamp(min=1e-6))
+    return 2.5 * axes / (inside @ axes).std().clamp(min=1e-6)
+
+
+def feature_colours(features: Float[Tensor, "H W D"], head: QueryHead) -> Float[Tensor, "H W 3"]:
+    """Mask features as colours, see :func:`feature_axes`."""
+    return torch.sigmoid(features @ feature_axes(head))
 
 
 @torch.no_grad()
@@ -55,9 +69,9 @@ def mask_pictures(
 
     All float: [H, W, 3] in 0..1, relevancy [H, W, 1].
     """
-    rows = max(1, _CHUNK_PIXELS // features.shape[1])
+    rows, axes = rows_at_once(features, head), feature_axes(head)
     parts = [
-        _pictures(part, colours, head, active, rule)
+        _pictures(part, colours, axes, head, active, rule)
         for part, colours in zip(features.split(rows), rgb.split(rows), strict=True)
     ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -66,6 +80,7 @@ def mask_pictures(
 def _pictures(
     features: Float[Tensor, "H W D"],
     rgb: Float[Tensor, "H W 3"],
+    axes: Float[Tensor, "D 3"],
     head: QueryHead,
     active: ActiveQuery | None,
     rule: DecisionRule,
@@ -76,7 +91,7 @@ def _pictures(
     instances = decision.instance_map(probabilities, valid, head.levels[used])
     table = palette(head.num_queries, rgb.device)[used]
     pictures = {
-        "mask_features": feature_colours(features, head),
+        "mask_features": torch.sigmoid(features @ axes),
         "mask_instances": torch.where(instances[..., None] >= 0, table[instances.clamp(min=0)], dark),
     }
     if active is None or not active.phrases:
@@ -124,7 +139,7 @@ def answer_view(
     rule: DecisionRule,
 ) -> ViewAnswer:
     """Masks and relevancy of the active phrases, and a class map over a class list or over the phrases."""
-    rows = max(1, _CHUNK_PIXELS // features.shape[1])
+    rows = rows_at_once(features, head)
     parts = [_answer(part, head, active, class_embeddings, rule) for part in features.split(rows)]
     return ViewAnswer(
         np.concatenate([part.masks for part in parts], axis=1),
@@ -180,6 +195,6 @@ def query_masks(
     features: Float[Tensor, "H W D"], head: QueryHead, queries: Int[Tensor, " N"]
 ) -> Bool[np.ndarray, "N H W"]:
     """Masks of some queries in one view."""
-    rows = max(1, _CHUNK_PIXELS // features.shape[1])
+    rows = rows_at_once(features, head)
     parts = [head.probabilities(part, queries) > 0.5 for part in features.split(rows)]
     return torch.cat(parts).permute(2, 0, 1).cpu().numpy()

@@ -61,6 +61,7 @@ class MaskfieldSplatDataManager(CaptureSource, MaskSource, FullImageDatamanager[
         # The order of views follows ns-train's --machine.seed, which it has handed to torch by now.
         self._seed = torch.initial_seed() % (1 << 32)
         self._undistortions: list[Undistortion | None] = []
+        self._looks: dict[int, Cameras] = {}
         if test_mode != "val" and hasattr(config.dataparser, "load_3D_points"):
             # Gaussians of an opened run come from its checkpoint: the points that they began as are not read.
             config.dataparser = replace(config.dataparser, load_3D_points=False)
@@ -135,7 +136,12 @@ class MaskfieldSplatDataManager(CaptureSource, MaskSource, FullImageDatamanager[
         return camera, data
 
     def look(self, view: int) -> Cameras:
-        """The camera [1] that sees a training view on its mask grid."""
+        """The camera [1] that sees a training view on its mask grid; made once, and on the device from then on."""
+        if view not in self._looks:
+            self._looks[view] = self._look(view)
+        return self._looks[view]
+
+    def _look(self, view: int) -> Cameras:
         assert self.mask_views is not None
         height, width = self.mask_views[view].grid
         camera = self.train_dataset.cameras[view : view + 1].to(self.device)

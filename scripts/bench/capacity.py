@@ -4,8 +4,8 @@
     python scripts/bench/capacity.py --views 20 --size 320 212    a minute, to try the script itself
 
 A floor is tiled three times (subparts, parts, wholes); cameras look at parts of it, and a proposer's faults are added:
-15 % of the masks are missed, 10 % hold their neighbor too. Every stage runs in a process of its own, on the CPU; memory is
-what it needs at most beyond what the imports took. Prints one table.
+15 % of the masks are missed, 10 % hold their neighbor too. Every stage runs in a process of its own, on the CPU; memory
+is what it needs at most beyond what the imports took. Prints one table.
 """
 
 from __future__ import annotations
