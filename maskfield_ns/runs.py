@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from maskfield_ns import checkpoints
-from maskfield_ns.errors import CheckpointError, MaskfieldError
+from maskfield_ns.errors import CaptureError, CheckpointError, MaskfieldError
 from maskfield_ns.files import write_text
 from maskfield_ns.run_config import read_config
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from nerfstudio.pipelines.base_pipeline import Pipeline
 
 CONFIG_NAME = "config.yml"
+SAVED_CAPTURE = "capture.json"
+"""What a run keeps of its capture; see :mod:`maskfield_ns.data.saved_capture`."""
 EDITED_CONFIG = "config_edited.yml"
 """The run's config with its edits, for nerfstudio's commands."""
 CHECKPOINTS = "nerfstudio_models"
@@ -66,6 +68,8 @@ def open_run(
     test_mode: Literal["test", "val", "inference"] = "test",
     rays_per_chunk: int | None = None,
     update: Callable[[TrainerConfig], TrainerConfig] | None = None,
+    device: str | None = None,
+    without_capture: bool = False,
 ) -> OpenedRun:
     """Opens a trained run from its own folder, wherever that is now.
 
@@ -77,6 +81,8 @@ def open_run(
             none.
         rays_per_chunk: rays per network pass; None as trained. Radiance fields only.
         update: changes the config before the pipeline is built.
+        device: where the model shall be, as torch names it; by default on CUDA where there is one.
+        without_capture: where the capture is gone, open the run from what it saved of it: no images, no labels.
 
     Raises:
         CheckpointError: there is no run, no good checkpoint, or one of another method or version.
@@ -100,8 +106,15 @@ def open_run(
         config = update(config)
     config.load_dir = folder / CHECKPOINTS
     try:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        pipeline: Any = config.pipeline.setup(device=device, test_mode=test_mode)
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        try:
+            pipeline: Any = config.pipeline.setup(device=place, test_mode=test_mode)
+        except CaptureError:
+            if not (without_capture and (folder / SAVED_CAPTURE).is_file()):
+                raise
+            from maskfield_ns.data.saved_capture import open_saved
+
+            pipeline = open_saved(config, folder, place)
         pipeline.eval()
     except MaskfieldError:
         raise

@@ -6,13 +6,15 @@ if answer.found:
     view = scene.render(scene.cameras("test")[0], [answer])
     view.masks["red mug"]                              # bool [H, W]
     scene.measure(answer.selection).oriented_box()     # where it is
-    scene.edit("tint", answer.selection, colour=(0, 0.4, 1))
+    scene.edit("tint", answer.selection, color=(0, 0.4, 1))
     scene.export("mug.ply", answer.selection)
 """
 
 from __future__ import annotations
 
+import html
 import operator
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 
 from maskfield_ns.errors import QuestionError, SelectionError
 from maskfield_ns.runs import open_run
@@ -52,7 +54,7 @@ class NamedCamera:
     """A single camera, shape [1]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RenderedView:
     """A rendered view with the answers in it."""
 
@@ -64,6 +66,24 @@ class RenderedView:
     class_map: np.ndarray
     """int [H, W]: index of the answer a pixel belongs to, -1 for none."""
 
+    def __repr__(self) -> str:
+        height, width = self.depth.shape
+        shares = ", ".join(f'"{name}" {mask.mean():.1%}' for name, mask in self.masks.items())
+        return f"RenderedView({width}x{height}{': ' + shares if shares else ''})"
+
+    def _repr_png_(self) -> bytes:
+        """For notebooks: the image, and beside it each answer's mask."""
+        import io
+
+        from PIL import Image
+
+        from maskfield_ns.pictures.sheets import overlay
+
+        images = [self.rgb, *(overlay(self.rgb, mask) for mask in self.masks.values())]
+        file = io.BytesIO()
+        Image.fromarray(np.concatenate(images, axis=1)).save(file, format="PNG")
+        return file.getvalue()
+
 
 class Scene:
     """A trained run, opened for queries; neither the mask cache nor SAM is needed."""
@@ -73,20 +93,40 @@ class Scene:
         self.model = pipeline.model
 
     @classmethod
-    def load(cls, run: Path | str, trust: bool = False) -> Scene:
+    def load(cls, run: Path | str, trust: bool = False, device: str | None = None) -> Scene:
         """Opens a run.
 
         Args:
             run: its config.yml, or the folder that holds it.
             trust: open it even if its config names more than settings of nerfstudio, of this package and of installed
                 plugins. Such a config runs like a program.
+            device: where the model shall be ("cpu", "cuda:1", ...); by default on CUDA where there is one.
+
+        The capture's images are not needed: where they are gone, cameras and coordinates come from the run itself.
 
         Raises:
             CheckpointError: there is no run, no checkpoint, or one of another method or version.
-            CaptureError: the capture the run was trained on is gone or broken (its cameras are needed).
+            CaptureError: the capture is gone or broken, and the run is too old to have saved its cameras.
         """
-        opened = open_run(Path(run), trust=trust)
-        return cls(opened.pipeline, opened.config_path, opened.step)
+        opened = open_run(Path(run), trust=trust, device=device, without_capture=True)
+        scene = cls(opened.pipeline, opened.config_path, opened.step)
+        if scene.model.config.edit_file and not scene.edits:
+            from maskfield_ns.editing.edits import EditList
+
+            scene.edits = EditList.load(Path(scene.model.config.edit_file))
+        return scene
+
+    def __repr__(self) -> str:
+        from maskfield_ns.answers.questions import valid_queries
+
+        kind = "Gaussians" if self.selector.gaussian else "field"
+        head = self.model.query_head
+        used = int(valid_queries(head, self.model.config.decision).sum())
+        return f'Scene("{self.config_path}", step {self.step}, {kind}, {used} queries)'
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return f"<code>{html.escape(repr(self))}</code>"
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
@@ -248,9 +288,10 @@ class Scene:
         """Adds an edit and shows it.
 
         Args:
-            kind: "tint" (``colour``, ``strength``), "delete", "extract", "move" or "duplicate" (``transform``, or
-                ``translation``, ``rotation`` in degrees about ``axis``, ``scale``, all about the thing's centre, or
-                ``at``: where its lowest point goes), "insert" (``source``, ``transform``, ``selection``).
+            kind: "tint" (``color``: sRGB in 0..1, ``strength``), "delete", "extract", "move" or "duplicate"
+                (``transform``, or ``translation``, ``rotation`` in degrees about ``axis``, ``scale``, all about the
+                object's center, or ``at``: where its lowest point goes), "insert" (``source``, ``transform``,
+                ``selection``).
             selection: what is edited.
             how: as above; ``copy`` picks one copy of a duplicated thing.
 
@@ -258,6 +299,11 @@ class Scene:
             EditError: it makes no sense. PlyError, CheckpointError: something inserted cannot be opened.
         """
         from maskfield_ns.editing.build import make_edit
+
+        if "colour" in how:
+            warnings.warn("colour= is called color= now", DeprecationWarning, stacklevel=2)
+        elif "color" in how:
+            how["colour"] = how.pop("color")
 
         chosen = None if selection is None else self._selection(selection)
         self.edits = self.edits.then(make_edit(self.measure, kind, chosen, **how))
@@ -333,6 +379,35 @@ class Scene:
                 camera.rescale_output_resolution(scale)
             named.append(NamedCamera(name, camera))
         return named
+
+    def camera(
+        self,
+        intrinsics: Float[np.ndarray, "3 3"],
+        pose: Float[np.ndarray, "4 4"],
+        size: tuple[int, int],
+        *,
+        convention: Literal["opencv", "opengl"] = "opencv",
+        frame: Literal["capture", "scene"] = "capture",
+    ) -> NamedCamera:
+        """A camera of one's own, such as a robot's.
+
+        Args:
+            intrinsics: K in pixels: fx, fy on the diagonal, cx, cy in the last column.
+            pose: camera to world, [4, 4] or [3, 4].
+            size: (width, height) in pixels.
+            convention: axes of the camera: "opencv" x right, y down, z forward (as ROS and COLMAP); "opengl" x right,
+                y up, z backward (as nerfstudio and Blender).
+            frame: the world: the capture's own coordinates, or the scene's.
+
+        Raises:
+            QuestionError: not such matrices or sizes, or no such convention or frame.
+        """
+        from maskfield_ns.selection.coordinates import camera_of
+
+        if frame not in ("capture", "scene"):
+            raise QuestionError(f"a frame is capture or scene, not {frame}")
+        coordinates = self.frame if frame == "capture" else None
+        return NamedCamera("camera", camera_of(intrinsics, pose, size, convention, coordinates).to(self.device))
 
     def render(self, camera: NamedCamera | Cameras, answers: Sequence[Answer] = ()) -> RenderedView:
         """Renders colours, depth and the masks of some answers of :meth:`query` from one camera.

@@ -12,7 +12,8 @@ from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from maskfield_ns import checkpoints
-from maskfield_ns.errors import CheckpointError
+from maskfield_ns.errors import CheckpointError, MaskfieldError
+from maskfield_ns.runs import SAVED_CAPTURE
 
 
 class MaskfieldTrainer(Trainer):
@@ -57,6 +58,7 @@ class MaskfieldTrainer(Trainer):
             CheckpointError: the save at the end failed.
         """
         path = self.checkpoint_dir / checkpoints.name_of(step)
+        self._save_capture()
         try:
             checkpoints.save(path, lambda folder: self._write(folder, step))
         except CheckpointError as error:
@@ -70,6 +72,19 @@ class MaskfieldTrainer(Trainer):
             return
         if self.config.save_only_latest_checkpoint:
             checkpoints.remove_older(path)
+
+    def _save_capture(self) -> None:
+        """Keeps what an opened run needs of its capture, once."""
+        from maskfield_ns.data.saved_capture import save_capture
+
+        path = self.base_dir / SAVED_CAPTURE
+        datamanager = self.pipeline.datamanager
+        if path.exists() or not hasattr(datamanager, "info"):
+            return
+        try:
+            save_capture(datamanager, path)
+        except MaskfieldError as error:
+            CONSOLE.print(f"warning: {error}", style="yellow", markup=False, highlight=False)
 
     def _write(self, folder: Path, step: int) -> None:
         """nerfstudio's checkpoint file of the present state, written into a folder of its own."""

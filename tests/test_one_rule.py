@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,9 @@ from maskfield_ns.answers.answer import Chosen
 from maskfield_ns.answers.ask import ask
 from maskfield_ns.answers.objects import overview_cameras
 from maskfield_ns.answers.render import answer_view
+from maskfield_ns.data.saved_capture import save_capture
+from maskfield_ns.errors import CaptureError, CheckpointError, QuestionError
+from maskfield_ns.runs import SAVED_CAPTURE
 from maskfield_ns.scene import Scene
 from maskfield_ns.selection.selection import GaussianSelection
 from maskfield_ns.viewer.editor import SceneEditor
@@ -155,6 +160,62 @@ def test_masks_are_those_of_evaluation(scene: Scene) -> None:
         np.testing.assert_array_equal(view.masks[phrase], expected.masks[row])
         np.testing.assert_allclose(view.relevancy[phrase], expected.relevancy[row], atol=1e-5)
     np.testing.assert_array_equal(view.class_map, expected.classes)
+
+
+def test_a_run_opens_without_its_photographs(scene: Scene, tmp_path: Path) -> None:
+    """From what a training saves beside config.yml."""
+    run = tmp_path / "run"
+    shutil.copytree(scene.config_path.parent, run)
+    save_capture(scene.pipeline.datamanager, run / SAVED_CAPTURE)
+    text = (run / "config.yml").read_text(encoding="utf-8")
+    capture = str(scene.pipeline.datamanager.info.capture_dir)
+    assert Path(capture).name in text
+    (run / "config.yml").write_text(text.replace(Path(capture).name, "gone"), encoding="utf-8")
+    opened = Scene.load(run, device="cpu")
+    assert not hasattr(opened.pipeline.datamanager, "train_dataparser_config"), "no datamanager of nerfstudio's"
+    assert [c.name for c in opened.cameras("train")] == [c.name for c in scene.cameras("train")]
+    np.testing.assert_allclose(opened.frame.scene_to_capture, scene.frame.scene_to_capture, atol=1e-6)
+    for split in ("train", "test"):
+        for ours, theirs in zip(opened.cameras(split), scene.cameras(split), strict=True):
+            assert torch.equal(ours.camera.camera_to_worlds, theirs.camera.camera_to_worlds)
+            assert torch.equal(ours.camera.fx, theirs.camera.fx) and torch.equal(ours.camera.width, theirs.camera.width)
+    assert opened.query("green mug") == scene.query("green mug")
+    np.testing.assert_array_equal(opened.render(looking()).rgb, scene.render(looking()).rgb)
+    (run / SAVED_CAPTURE).write_text("{}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="cannot be used"):
+        Scene.load(run)
+    (run / SAVED_CAPTURE).unlink()
+    with pytest.raises(CaptureError):
+        Scene.load(run)
+
+
+def test_a_camera_of_ones_own(scene: Scene) -> None:
+    """The same view from a matrix in the capture's coordinates, by COLMAP's axes."""
+    expected = looking()
+    pose = np.eye(4)
+    pose[:3] = expected.camera_to_worlds[0].numpy()
+    K = expected.get_intrinsics_matrices()[0].numpy()
+    same = scene.camera(K, pose, (160, 120), convention="opengl", frame="scene")
+    np.testing.assert_array_equal(scene.render(same).rgb, scene.render(expected).rgb)
+    there = np.eye(4)
+    there[:3, :3] = scene.frame.directions_to_capture(pose[:3, :3].T).T @ np.diag([1, -1, -1])
+    there[:3, 3] = scene.frame.to_capture(pose[:3, 3])
+    robot = scene.camera(K, there, (160, 120))
+    np.testing.assert_allclose(robot.camera.camera_to_worlds, expected.camera_to_worlds, atol=1e-5)
+    for wrong in ((K, there, (160,)), (K[:2], there, (160, 120)), (K, 2 * there, (160, 120)), ("K", there, (160, 120))):
+        with pytest.raises(QuestionError):
+            scene.camera(*wrong)  # type: ignore[arg-type]
+    with pytest.raises(QuestionError, match="convention"):
+        scene.camera(K, there, (160, 120), convention="ros")  # type: ignore[arg-type]
+
+
+def test_what_is_shown_of_them(scene: Scene) -> None:
+    (answer,) = scene.query("green mug")
+    view = scene.render(looking(), [answer])
+    assert "queries" in repr(scene) and "green mug" in repr(answer) and len(repr(answer)) < 300
+    assert "Gaussians" in repr(answer.selection) and "160x120" in repr(view)
+    assert Image.open(io.BytesIO(view._repr_png_())).size == (320, 120)
+    assert "found" in answer._repr_html_() and "<code>" in scene._repr_html_()
 
 
 def test_answers_can_be_stored(scene: Scene) -> None:

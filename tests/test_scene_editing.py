@@ -27,6 +27,7 @@ from toy_scene import (
 
 from maskfield_ns.editing import build, field
 from maskfield_ns.errors import EditError, MaskfieldError, QuestionError, SelectionError
+from maskfield_ns.runs import OpenedRun
 from maskfield_ns.scene import Scene
 from maskfield_ns.selection.geometry import Box
 from maskfield_ns.selection.ply import read_gaussians, read_ply
@@ -436,7 +437,8 @@ def test_a_field_is_put_into_another_one(
     scene = scenes["field"]
     other = field_scene(tmp_path)
     for module in (build, field):
-        monkeypatch.setattr(module, "open_run", lambda run: (other.pipeline, other.config_path, 7))
+        opened = OpenedRun(other.pipeline, other.config_path, 7, None, other.config_path)  # type: ignore[arg-type]
+        monkeypatch.setattr(module, "open_run", lambda run, opened=opened, **_: opened)
     before = is_colour(scene.render(scene.cameras("test")[2]).rgb, "ball").sum()
     scene.edit("insert", other.select("ball"), source=tmp_path / "config.yml", translation=(0.0, 0.5, 0.0))
     try:

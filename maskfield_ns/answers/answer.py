@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -37,7 +38,7 @@ class Answer:
     """The scene's queries that answer, best first; empty when not found."""
     negatives: tuple[str, ...] = ()
     """Phrases that the relevancy was measured against; empty for anything but text."""
-    rule: MembershipRule | None = None
+    rule: MembershipRule | None = field(default=None, repr=False)
     """Decides from mask features what belongs to the answer; None where the scene has no valid query."""
     places: tuple[Place, ...] = ()
     """Scene coordinates [3] of what was pointed at: of the pieces in 3D the nearest one is meant. Several where a pixel
@@ -74,6 +75,11 @@ class Answer:
             "rule": None if self.rule is None else self.rule.to_json(),
             "places": [list(place) for place in self.places],
         }
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        verdict = "found" if self.found else "not found"
+        return f"<b>{html.escape(self.phrase)}</b>: {verdict}, evidence {self.score:.2f}, {len(self.queries)} queries"
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the tie to the opened scene."""

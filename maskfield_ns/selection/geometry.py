@@ -34,6 +34,11 @@ class Box:
     """Unit axes as rows, right-handed."""
 
     @property
+    def center(self) -> Float[np.ndarray, " 3"]:
+        """The same as ``centre``, which goes with the next version."""
+        return self.centre
+
+    @property
     def corners(self) -> Float[np.ndarray, "8 3"]:
         """The corners; bit k of the index chooses the far side along axis k."""
         signs = np.array([[(i >> k & 1) * 2 - 1 for k in range(3)] for i in range(8)])
@@ -59,7 +64,8 @@ class Box:
     def to_json(self) -> dict[str, Any]:
         """Plain numbers."""
         return {
-            "centre": _rounded(self.centre),
+            "center": _rounded(self.centre),
+            "centre": _rounded(self.centre),  # the old name, for one version
             "size": _rounded(self.size),
             "axes": _rounded(self.axes),
             "corners": _rounded(self.corners),

@@ -39,6 +39,11 @@ class Cloud:
     """Points that boxes are drawn around: of Gaussians the ends of their axes, a standard deviation from the centre."""
     outline_weights: Float[np.ndarray, " M"]
 
+    @property
+    def colors(self) -> UInt8[np.ndarray, "N 3"]:
+        """The same as ``colours``, which goes with the next version."""
+        return self.colours
+
 
 class Measurement:
     """A selection of an opened run, measured on demand; lengths in scene units unless said otherwise.
@@ -51,6 +56,9 @@ class Measurement:
 
     def __init__(self, selection: Selection, selector: Selector, frame: CaptureCoordinates) -> None:
         self.selection, self.selector, self.frame = selection, selector, frame
+
+    def __repr__(self) -> str:
+        return f"Measurement({self.selection!r})"
 
     @cached_property
     def cloud(self) -> Cloud:

@@ -44,7 +44,7 @@ class Selection(ABC):
         """The same under another name."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GaussianSelection(Selection):
     """Some of a scene's Gaussians."""
 
@@ -95,6 +95,9 @@ class GaussianSelection(Selection):
         members, fringe = np.setdiff1d(self.members, other.members), np.setdiff1d(self.fringe, other.members)
         return GaussianSelection(f"{self.name} without {other.name}", members, fringe, self.count)
 
+    def __repr__(self) -> str:
+        return f'GaussianSelection("{self.name}": {len(self.members)} of {self.count} Gaussians)'
+
     def named(self, name: str) -> GaussianSelection:
         return replace(self, name=name)
 
@@ -143,7 +146,7 @@ class FieldTerm:
         return result
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FieldSelection(Selection):
     """A thing in a radiance field: rules on the mask field, each within some cells of space."""
 
@@ -174,6 +177,9 @@ class FieldSelection(Selection):
         other = self._same_scene(other)
         taken = tuple(replace(term, adds=False) for term in other.terms if term.adds)
         return replace(self, name=f"{self.name} without {other.name}", terms=self.terms + taken)
+
+    def __repr__(self) -> str:
+        return f'FieldSelection("{self.name}": {len(self.cells)} of {self.resolution}^3 cells)'
 
     def named(self, name: str) -> FieldSelection:
         return replace(self, name=name)
