@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
-from maskfield_ns.errors import QuestionError, SelectionError
+from maskfield_ns.errors import NothingFoundError, QuestionError, SelectionError
 from maskfield_ns.runs import open_run
 
 if TYPE_CHECKING:
@@ -196,6 +196,83 @@ class Scene:
         places = places_as_trained(model, surface_points(model, camera, outputs)[row, column])
         view = assign_pixels(outputs.features, model.query_head)
         return self._tied(answer_pixel(model.query_head, view, row, column, model.config.decision, level, name, places))
+
+    def region(self, camera: NamedCamera | Cameras, region: Bool[np.ndarray, "H W"] | Sequence[int]) -> Answer:
+        """What a region of a view shows: a mask (a scribble's pixels, somebody's segmentation) or a box.
+
+        Args:
+            camera: of the view.
+            region: bool [H, W], or (top, left, bottom, right) in pixels, the last two exclusive.
+
+        Raises:
+            QuestionError: neither of them, or an empty one.
+        """
+        import torch
+
+        from maskfield_ns.answers.answer import Answer
+        from maskfield_ns.answers.assignments import assign_pixels
+        from maskfield_ns.answers.prompts import queries_of_region
+        from maskfield_ns.answers.questions import answer_queries, valid_queries
+
+        view = _single(camera).to(self.device)
+        mask = _region(region, (int(view.height.item()), int(view.width.item())))
+        model = self.model
+        assignments = assign_pixels(model.render_view(view).features, model.query_head)
+        valid = valid_queries(model.query_head, model.config.decision)
+        chosen, score = queries_of_region(assignments, torch.from_numpy(mask).to(valid.device), valid)
+        queries = chosen.nonzero()[:, 0].tolist()
+        if not queries:
+            return self._tied(Answer("region", 0.0, False, (), reason="no mask of the training views lies there"))
+        return self._tied(
+            replace(answer_queries(model.query_head, queries, model.config.decision, "region"), score=score)
+        )
+
+    def alike(self, answer: Answer) -> Answer:
+        """An answer and everything that looks like it: this mug and all others.
+
+        Raises:
+            NothingFoundError: the answer was not found.
+        """
+        from maskfield_ns.answers.prompts import alike
+        from maskfield_ns.answers.questions import valid_queries
+
+        head = self.model.query_head
+        valid = valid_queries(head, self.model.config.decision)
+        chosen = alike(head.embeddings.detach(), valid, _found(answer).queries)
+        return self._of_queries(chosen.nonzero()[:, 0].tolist(), f"{answer.phrase} and alike")
+
+    def grow(self, answer: Answer) -> Answer:
+        """What an answer is a part of: the smallest query of a coarser level that holds most of it; else the same.
+
+        Raises:
+            NothingFoundError: the answer was not found.
+        """
+        from maskfield_ns.answers.prompts import larger
+
+        queries = larger(*self.selector.ownership(), _found(answer).queries)
+        return answer if queries == answer.queries else self._of_queries(queries, answer.phrase, answer)
+
+    def shrink(self, answer: Answer) -> Answer:
+        """A part of an answer: of one of a pixel the part that was pointed at, else the largest; else the same.
+
+        Raises:
+            NothingFoundError: the answer was not found.
+        """
+        from maskfield_ns.answers.prompts import smaller
+
+        owners, mass = self.selector.ownership()
+        distance = None
+        if answer.places:
+            points = self.selector.ownership_points()
+            distance = np.min([np.linalg.norm(points - np.asarray(place), axis=1) for place in answer.places], axis=0)
+        queries = smaller(owners, mass, _found(answer).queries, distance)
+        return answer if queries == answer.queries else self._of_queries(queries, answer.phrase, answer)
+
+    def _of_queries(self, queries: Sequence[int], name: str, was: Answer | None = None) -> Answer:
+        from maskfield_ns.answers.questions import answer_queries
+
+        made = answer_queries(self.model.query_head, queries, self.model.config.decision, name)
+        return self._tied(made if was is None else replace(made, places=was.places))
 
     def objects(self, vocabulary: Sequence[str] | None = None, level: Level = "auto") -> list[SceneObject]:
         """What the scene contains, largest first: queries named by the best phrase of a vocabulary.
@@ -462,3 +539,35 @@ def _single(camera: object) -> Cameras:
             f"a camera is one of scene.cameras() or nerfstudio Cameras [1], not {type(found).__name__}{shape}"
         )
     return found
+
+
+def _found(answer: Answer) -> Answer:
+    """The answer, if it found something.
+
+    Raises:
+        NothingFoundError: it did not.
+    """
+    if not answer.found or not answer.queries:
+        raise NothingFoundError(f'"{answer.phrase}" was not found')
+    return answer
+
+
+def _region(region: object, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
+    """A region of an image as a mask.
+
+    Raises:
+        QuestionError: not a region of an image of this size.
+    """
+    given = np.asarray(region)
+    mask = given
+    if given.shape == (4,) and given.dtype.kind in "iu":
+        top, left, bottom, right = (max(int(v), 0) for v in given)
+        mask = np.zeros(size, bool)
+        mask[top:bottom, left:right] = True
+    if mask.shape != size or mask.dtype != bool:
+        raise QuestionError(
+            f"a region is bool {list(size)} or (top, left, bottom, right), not {given.dtype} {list(given.shape)}"
+        )
+    if not mask.any():
+        raise QuestionError("the region is empty")
+    return mask

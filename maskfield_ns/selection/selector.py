@@ -200,6 +200,12 @@ class Selector:
         area = torch.cat([view.footprint[view.solid] for view in self.surface_views])
         return self._owners(features), area.cpu().double().numpy()
 
+    def ownership_points(self) -> Float[np.ndarray, "P 3"]:
+        """The points of :meth:`ownership`, scene coordinates."""
+        if self.model.backbone == "gaussians":
+            return self.model.gauss_params["means"].detach().cpu().double().numpy()
+        return torch.cat([view.points[view.solid] for view in self.surface_views]).cpu().double().numpy()
+
     def _owners(self, features: Float[Tensor, "P D"]) -> Int[np.ndarray, "P L"]:
         head = self.model.query_head
         key = (features.data_ptr(), features._version, len(features))
