@@ -76,3 +76,9 @@ def test_a_wrong_scene_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     assert campaign.attempt("far", lambda: captures_campaign.check(capture, "maskfield_splat_lite")), campaign.failures
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_colmap_folders_are_refused_in_a_line_or_read_right(tmp_path: Path) -> None:
+    campaign = captures_campaign.colmap_folders(Campaign("COLMAP", 40, 10, seed=11), tmp_path / "capture")
+    assert campaign.failed == 0, campaign.failures
+    assert campaign.tried >= 10 and campaign.refused and campaign.accepted

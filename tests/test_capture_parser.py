@@ -405,6 +405,11 @@ def test_colmap_models_without_end(tmp_path: Path) -> None:
     (tmp_path / "b/sparse/0/points3D.bin").write_bytes(struct.pack("<Q", 2**60) + point)
     refused("points3D.bin", "damaged", data=tmp_path / "b")
     names = (tmp_path / "b/sparse/0/images.txt").read_text()
+    nothing = "\n".join("2 0 0 0 0 0 0 0 1 right/8.png" if "left/8" in line else line for line in names.splitlines())
+    (tmp_path / "b/sparse/0/images.txt").write_text(nothing)
+    refused("poses that are none", data=tmp_path / "b")
+    (tmp_path / "b/sparse/0/images.txt").write_text(names.replace("left/8.png", "left/8\x07.png"))
+    refused("control characters", data=tmp_path / "b")
     (tmp_path / "b/sparse/0/images.txt").write_text(names.replace(" left/8.png", " /left/8.png"))
     refused("absolute path", data=tmp_path / "b")
 

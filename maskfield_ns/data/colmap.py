@@ -44,9 +44,12 @@ def declare(
         raise CaptureError(str(error)) from error
     broken = [shot.image.name for shot in shots if not np.isfinite(shot.pose).all()]
     if broken or len(shots) < 2:
-        what = f"{len(broken)} images with poses that are not finite ({broken[0]})" if broken else "only one image"
+        what = f"{len(broken)} images with poses that are none ({broken[0]})" if broken else "only one image"
         raise CaptureError(f"{model} has {what}; run COLMAP's mapper again.")
     world = np.array(WORLD)[:, :3] if upright else np.eye(3)
+    odd = [view for view in (shot.image.name for shot in shots) if not view.isprintable()]
+    if odd:
+        raise CaptureError(f"{model} names an image {ascii(odd[0])[:80]}: control characters; it is damaged.")
     outside = [shot.image.name for shot in shots if not shot.image.is_relative_to(folder / images)]
     if outside:
         raise CaptureError(f"{model} names {outside[0]} by an absolute path; names are relative to {folder / images}.")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 from PIL import Image
 
 from maskfield_ns.data.transforms import Declared
 from maskfield_ns.errors import CaptureError
+from maskfield_ns.files import atomic_path
 
 _JPEG_QUALITY = 95
 
@@ -36,20 +36,15 @@ def make_copies(declared: Declared, factor: int) -> list[str]:
 
 
 def _shrink(path: Path, target: Path, factor: int, mask: bool) -> None:
-    temporary = target.with_name(f".{target.stem}.tmp{target.suffix}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(path) as image:
+        with atomic_path(target) as temporary, Image.open(path) as image:
             size = image.width // factor, image.height // factor
             if min(size) < 1:
                 raise CaptureError(f"{path} is too small to be made smaller by {factor}.")
             how = Image.Resampling.NEAREST if mask else Image.Resampling.LANCZOS
             options = {"quality": _JPEG_QUALITY} if image.format == "JPEG" else {}
             image.resize(size, how).save(temporary, format=image.format, **options)
-        temporary.replace(target)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise CaptureError(
             f"Cannot make {target}, the copy of {path} smaller by {factor} ({error}). Replace the image if it is "
             "damaged, make the folder writable, or set --downscale-factor 1."

@@ -1,7 +1,7 @@
 """Campaign: mutated captures through the reader in process, and some through ``maskfield extract`` and ``ns-train``.
 
-    python scripts/campaigns/captures.py                      # 6,000 in process, 300 through the commands
-    python scripts/campaigns/captures.py --cases 500 --commands 0 --seed 7
+    python scripts/campaigns/captures.py    # 6,000 and 1,000 COLMAP folders in process, 300 through the commands
+    python scripts/campaigns/captures.py --cases 500 --colmap 0 --commands 0 --seed 7
 
 A capture must be refused in one line or accepted; what is accepted is checked against the file itself, in float64, by
 rules that the reader does not use: distances between cameras, intrinsics at the pictures' size, points that are finite.
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from campaign import Campaign, Refused, Wrong, finish, parser
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from maskfield_ns import configs
 from maskfield_ns.data.capture_source import CaptureDataset
@@ -293,6 +294,71 @@ def mutated(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
     return meta
 
 
+# --- COLMAP folders ---------------------------------------------------------------------------------------------------
+
+
+def colmap(folder: Path, rng: np.random.Generator) -> None:
+    """Writes a folder as COLMAP leaves it, with one of its three files damaged or none."""
+    sound(folder)
+    model = folder / "sparse" / "0"
+    model.mkdir(parents=True)
+    files = {
+        "cameras.bin": struct.pack("<QiiQQ8d", 1, 1, 4, *SIZE, 30.0, 31.0, 16.5, 11.5, 0.01, 0.0, 0.0, 0.001),
+        "images.bin": struct.pack("<Q", COUNT),
+        "points3D.bin": struct.pack("<Q", 40),
+    }
+    for index in range(COUNT):
+        camera = np.array(pose(index))
+        camera[:3, 1:3] *= -1
+        inverse = np.linalg.inv(camera)
+        x, y, z, w = Rotation.from_matrix(inverse[:3, :3]).as_quat()
+        files["images.bin"] += struct.pack("<i7di", index + 1, w, x, y, z, *inverse[:3, 3], 1)
+        files["images.bin"] += f"frame_{index}.png".encode() + b"\0" + struct.pack("<Q2dq", 1, 1.0, 2.0, -1)
+    for index, point in enumerate(np.random.default_rng(1).normal(size=(40, 3))):
+        files["points3D.bin"] += struct.pack("<Q3d3BdQ2i", index + 1, *point, 9, 9, 9, 0.5, 1, 1, 0)
+    damaged = _pick(rng, list(files))
+    data = bytearray(files[damaged])
+    kind = int(rng.integers(4))
+    if kind == 0:
+        data = data[: int(rng.integers(len(data)))]
+    elif kind == 1:
+        at = int(rng.integers(max(1, len(data) - 8)))
+        data[at : at + 8] = struct.pack("<Q", int(2.0 ** rng.uniform(0, 63)))
+    elif kind == 2:
+        for _ in range(int(rng.integers(1, 4))):
+            data[int(rng.integers(len(data)))] = int(rng.integers(256))
+    files[damaged] = bytes(data)
+    for name, content in files.items():
+        (model / name).write_bytes(content)
+
+
+def check_colmap(folder: Path, method: str) -> None:
+    """Reads a COLMAP folder as a training would.
+
+    Raises:
+        MaskfieldError: refused. Wrong: accepted, but with values that cannot be.
+    """
+    settings = copy.deepcopy(getattr(configs, method).config.pipeline.datamanager)
+    settings.data = settings.dataparser.data = folder
+    settings.use_own_parser()
+    outputs = settings.dataparser.setup().get_dataparser_outputs(split="train")
+    settings.check_cameras(outputs.cameras)
+    found = outputs.cameras.camera_to_worlds.double().numpy()
+    if not np.isfinite(found).all() or np.abs(found[:, :, 3]).max() > 1 + 1e-5:
+        raise Wrong("camera positions are not within 1, or not finite")
+    turns = np.einsum("nji,njk->nik", found[:, :, :3], found[:, :, :3])
+    if np.abs(turns - np.eye(3)).max() > 0.05:
+        raise Wrong("a camera's axes are not orthogonal")
+    for value in (outputs.cameras.fx, outputs.cameras.fy, outputs.cameras.cx, outputs.cameras.cy):
+        if not bool(value.isfinite().all()):
+            raise Wrong("intrinsics that are not finite")
+    if {(int(w), int(h)) for w, h in zip(outputs.cameras.width, outputs.cameras.height, strict=True)} != {SIZE}:
+        raise Wrong("a camera is not of the size of its image")
+    dataset = CaptureDataset(outputs)
+    for index in range(len(dataset)):
+        dataset.get_data(index)
+
+
 # --- what is accepted must be right -----------------------------------------------------------------------------------
 
 
@@ -449,6 +515,17 @@ def in_process(campaign: Campaign, folder: Path) -> Campaign:
     return campaign
 
 
+def colmap_folders(campaign: Campaign, folder: Path) -> Campaign:
+    """COLMAP folders through the reader."""
+    for number, rng in campaign.each():
+        shutil.rmtree(folder, ignore_errors=True)
+        colmap(folder, rng)
+        method = METHODS[number % 2]
+        with _quietly():
+            campaign.attempt(f"case {number}", lambda method=method: check_colmap(folder, method))
+    return campaign
+
+
 def through_commands(campaign: Campaign, folder: Path) -> Campaign:
     """Cases through extract and ns-train by turns."""
     for number, rng in campaign.each():
@@ -460,16 +537,19 @@ def through_commands(campaign: Campaign, folder: Path) -> Campaign:
 
 
 def main() -> int:
-    """Runs both and prints the tallies."""
+    """Runs all and prints the tallies."""
     arguments = parser(__doc__, cases=6000)
+    arguments.add_argument("--colmap", type=int, default=1000, help="COLMAP folders in process, at most")
     arguments.add_argument("--commands", type=int, default=300, help="cases through the commands, at most")
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as work:
         first = Campaign("captures in process", options.cases, options.seconds, options.seed, case_seconds=20)
         in_process(first, Path(work) / "a" / "capture")
-        second = Campaign("captures through commands", options.commands, options.seconds, options.seed + 1, 180)
-        through_commands(second, Path(work) / "b" / "capture")
-    return finish([first, second], options.output)
+        second = Campaign("COLMAP folders in process", options.colmap, options.seconds, options.seed, case_seconds=20)
+        colmap_folders(second, Path(work) / "a" / "capture")
+        third = Campaign("captures through commands", options.commands, options.seconds, options.seed + 1, 180)
+        through_commands(third, Path(work) / "b" / "capture")
+    return finish([first, second, third], options.output)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from maskfield_ns.data.dataparsers.common import Shot, opencv_to_opengl
 from maskfield_ns.errors import BenchmarkError
 
 _MAX_SIDE = 10**6
+_UNIT_SLACK = 0.01
+"""By how much the length of a quaternion may differ from 1."""
 _DAMAGE = (
     struct.error,
     ValueError,
@@ -47,11 +49,12 @@ def read_shots(model: Path, images: Path, by_name: bool = True) -> list[Shot]:
     for view in sorted(views.values(), key=lambda each: each.name if by_name else each.id):
         if view.camera_id not in intrinsics:
             raise BenchmarkError(f"{model}: the image {view.name} has camera {view.camera_id}, which is not there.")
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             world_to_camera = np.eye(4)
             world_to_camera[:3, :3], world_to_camera[:3, 3] = colmap.qvec2rotmat(view.qvec), view.tvec
-            finite = np.isfinite(world_to_camera).all()
-            pose = np.linalg.inv(world_to_camera) if finite else np.full((4, 4), np.nan)
+            unit = abs(np.linalg.norm(view.qvec) - 1) < _UNIT_SLACK  # no quaternion at all would be the identity
+            usable = unit and np.isfinite(world_to_camera).all()
+            pose = np.linalg.inv(world_to_camera) if usable else np.full((4, 4), np.nan)
         shots.append(Shot(image=images / view.name, pose=opencv_to_opengl(pose), **intrinsics[view.camera_id]))
     return shots
 
