@@ -247,6 +247,9 @@ def write(path: Path, *edits: dict) -> Path:
         saved_edit(selection=FIELD.to_json() | {"resolution": 2000}),
         saved_edit(selection=FIELD.to_json() | {"terms": [FIELD.to_json()["terms"][0] | {"adds": "false"}]}),
         saved_edit(kind="move", transform={"scale": 10**400, "rotation": 1, "translation": 2}),
+        saved_edit(
+            kind="move", transform=UP.to_json() | {"rotation": [[1e200, -1e200, 0], [1e200, 1e200, 0], [0, 0, 1]]}
+        ),
         saved_edit(kind="insert", source=7, transform=UP.to_json()),
     ],
 )

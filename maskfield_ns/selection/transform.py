@@ -38,8 +38,8 @@ class Similarity:
             raise EditError("a movement holds NaN or infinity")
         if self.scale <= 0:
             raise EditError(f"a scale must be above 0, not {self.scale}")
-        off = np.abs(rotation @ rotation.T - np.eye(3)).max()
-        if off > _EXACT or np.linalg.det(rotation) < 0:
+        exact = np.abs(rotation).max() <= 1 + _EXACT and np.abs(rotation @ rotation.T - np.eye(3)).max() <= _EXACT
+        if not exact or np.linalg.det(rotation) < 0:
             raise EditError("the matrix of a movement is no rotation (its rows must be orthogonal, its determinant 1)")
         object.__setattr__(self, "rotation", rotation)
         object.__setattr__(self, "translation", translation)
