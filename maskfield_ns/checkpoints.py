@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -175,19 +176,19 @@ def good(folder: Path, step: int | None = None) -> Iterator[Path]:
             steps = ", ".join(str(int(path.stem.removeprefix("step-"))) for path in there)
             raise CheckpointError(f"no checkpoint of step {step} in {folder}; there are: {steps}")
         there = wanted
+    last = "all of them are named above"
     for path in there:
         if (reason := problem(path)) is None:
             yield path
         else:
             pass_over(path, reason)
-    raise CheckpointError(f"no usable checkpoint in {folder}: see the lines above")
+            last = f"{path.name}: {reason}"
+    raise CheckpointError(f"no usable checkpoint in {folder}: {last}")
 
 
 def pass_over(path: Path, reason: object) -> None:
-    """Tells the user that a checkpoint is not used."""
-    from nerfstudio.utils.rich_utils import CONSOLE
-
-    CONSOLE.print(f"warning: {path} is not used: {reason}", style="yellow", markup=False, highlight=False)
+    """Tells the user, on standard error, that a checkpoint is not used."""
+    print(f"warning: {path} is not used: {reason}", file=sys.stderr)
 
 
 def use_newest(candidates: Iterator[Path], use: Callable[[Path], T]) -> T:

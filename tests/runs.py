@@ -102,6 +102,16 @@ def small_splat_config(capture: Path, output: Path, timestamp: str, colour_steps
     return config
 
 
+def resave(state: dict[str, Any], path: Path) -> None:
+    """Writes a checkpoint that was changed, as if it had been saved so: without the checksum of the old one."""
+    import torch
+
+    from maskfield_ns.checkpoints import checksum_path
+
+    torch.save(state, path)
+    checksum_path(path).unlink(missing_ok=True)
+
+
 def offline_proposer() -> ProposerConfig:
     """The embedded SAM with few prompts, and graph-based regions, which need nothing but pixels."""
     if (DEMO_CAPTURE.parent / "tiny_sam.safetensors").is_file():

@@ -201,7 +201,7 @@ def test_what_is_damaged_is_named_and_the_newest_good_one_used(
     for stray in ("notes.txt", "step-x.ckpt", ".hidden", "step-000000099.ckpt.part", "step-12.txt"):
         (tmp_path / stray).write_text("mine")
     assert newest(tmp_path) == 4
-    said = " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().err.split())
     assert said.count("is not used") == 1 and bad.name in said
     assert not (tmp_path / "executed").exists()
     with pytest.raises(CheckpointError):
@@ -242,7 +242,7 @@ def test_a_checkpoint_that_does_not_fit_makes_the_next_ones_turn(
         save(tmp_path, step)
     pipeline: Any = Pipeline(error)
     assert checkpoints.load_into(pipeline, tmp_path) == (tmp_path / checkpoints.name_of(4), 4)
-    assert "step-000000009.ckpt is not used" in " ".join(capsys.readouterr().out.split())
+    assert "step-000000009.ckpt is not used" in " ".join(capsys.readouterr().err.split())
     checkpoints.remove_older(tmp_path / checkpoints.name_of(9))
     with pytest.raises(CheckpointError, match="cannot use") as caught:
         checkpoints.load_into(pipeline, tmp_path)

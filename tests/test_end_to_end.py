@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import OpenedFiles, make_small_demo, small_config, train
+from runs import OpenedFiles, make_small_demo, resave, small_config, train
 
 from maskfield_ns import cli
 from maskfield_ns.errors import CheckpointError
@@ -74,8 +74,8 @@ def checkpoint(config: Path) -> dict[str, Any]:
 
 def test_a_checkpoint_is_written_and_resuming_counts_on(job: Job) -> None:
     last = COLOUR_STEPS + MASK_STEPS - 1
-    assert [p.name for p in (job.first.parent / "nerfstudio_models").iterdir()] == [f"step-{last:09d}.ckpt"]
-    assert [p.name for p in (job.resumed.parent / "nerfstudio_models").iterdir()] == [
+    assert [p.name for p in (job.first.parent / "nerfstudio_models").glob("*.ckpt")] == [f"step-{last:09d}.ckpt"]
+    assert [p.name for p in (job.resumed.parent / "nerfstudio_models").glob("*.ckpt")] == [
         f"step-{last + MORE_STEPS:09d}.ckpt"
     ]
     assert checkpoint(job.resumed)["step"] == last + MORE_STEPS
@@ -85,13 +85,13 @@ def test_resuming_moves_masks_and_nothing_else(job: Job) -> None:
     before, after = checkpoint(job.first)["pipeline"], checkpoint(job.resumed)["pipeline"]
     assert set(before) == set(after)
     changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"mask_field", "query_head"}, "the mask stage must leave the radiance field alone"
+    assert changed == {"mask_field", "system"}, "the mask stage must leave the radiance field alone"
     for name in ("support", "levels", "schema_version"):
-        assert torch.equal(before[f"_model.query_head.{name}"], after[f"_model.query_head.{name}"])
+        assert torch.equal(before[f"_model.system.query_head.{name}"], after[f"_model.system.query_head.{name}"])
 
 
 def test_things_were_found_in_the_views(job: Job) -> None:
-    support = checkpoint(job.first)["pipeline"]["_model.query_head.support"]
+    support = checkpoint(job.first)["pipeline"]["_model.system.query_head.support"]
     assert (support >= 3).sum() >= 3
     assert support.max() <= 11, "no thing can be found in more views than there are"
 
@@ -103,7 +103,7 @@ def test_checkpoints_hold_neither_targets_nor_foundation_models(job: Job) -> Non
         "field",
         "proposal_networks",
         "mask_field",
-        "query_head",
+        "system",
         "camera_optimizer",
         "device_indicator_param",
     }
@@ -129,7 +129,7 @@ def test_eval_setup_opens_the_run(job: Job) -> None:
     assert not (job.capture / "maskfield_cache").exists(), "opening a run must not rebuild the cache"
     stored = checkpoint(job.resumed)["pipeline"]
     for name, tensor in pipeline.model.query_head.state_dict().items():
-        assert torch.equal(tensor, stored[f"_model.query_head.{name}"])
+        assert torch.equal(tensor, stored[f"_model.system.query_head.{name}"])
 
 
 def test_scene_answers(job: Job, scene: Scene) -> None:
@@ -261,7 +261,7 @@ def damaged(job: Job, folder: Path, damage: Any) -> Path:
     (path,) = (folder / "nerfstudio_models").glob("*.ckpt")
     state = torch.load(path, map_location="cpu")
     damage(state["pipeline"])
-    torch.save(state, path)
+    resave(state, path)
     return folder / "config.yml"
 
 
@@ -275,7 +275,7 @@ def drop(prefix: str) -> Any:
 
 def test_checkpoint_of_another_schema(job: Job, tmp_path: Path) -> None:
     def damage(state: dict[str, Any]) -> None:
-        state["_model.query_head.schema_version"] += 1
+        state["_model.system.query_head.schema_version"] += 1
 
     with pytest.raises(CheckpointError, match="layout"):
         Scene.load(damaged(job, tmp_path / "run", damage))
