@@ -119,4 +119,4 @@ def test_a_training_is_resumed_from_the_newest_good_checkpoint(
     made._load_checkpoint()
     assert made._start_step == 11 and float(next(made.pipeline.parameters()).detach()[0, 0]) == 10
     assert made.config.load_dir == folder and made.config.load_checkpoint is None
-    assert "step-000000020.ckpt is not used" in " ".join(capsys.readouterr().out.split())
+    assert "step-000000020.ckpt is not used" in " ".join(capsys.readouterr().err.split())
