@@ -6,6 +6,7 @@ beyond nerfstudio's own (tests/test_import_cost.py).
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
@@ -26,7 +27,10 @@ from maskfield_ns.models.optimizers import FusedAdamOptimizerConfig
 from maskfield_ns.models.splat import MaskfieldSplatModelConfig
 from maskfield_ns.ns_commands import open_runs_where_they_are
 from maskfield_ns.pipeline import MaskfieldPipelineConfig
+from maskfield_ns.systems.base import SystemConfig
+from maskfield_ns.systems.dense.system import DenseConfig
 from maskfield_ns.systems.mask_field.mask_stage import MaskStageConfig
+from maskfield_ns.systems.mask_field.published import STEPS, PublishedConfig
 from maskfield_ns.training import MaskfieldTrainer
 from maskfield_ns.viewer.guard import guard_viewers
 
@@ -268,3 +272,62 @@ maskfield_splat_lite = MethodSpecification(
     description="Open-vocabulary 3D segmentation on few Gaussians with embedded SAM and CLIP. For a CPU, offline.",
 )
 """CPU-sized."""
+
+
+def _with_system(base: MethodSpecification, name: str, system: SystemConfig, steps: int, what: str) -> Any:
+    """A method that differs from another one in what is attached to the radiance field.
+
+    Args:
+        base: the method whose radiance field, images and schedule of colors are used.
+        name: of the new method.
+        system: what is attached.
+        steps: of fitting it.
+        what: for ``ns-train --help``.
+    """
+    config: Any = deepcopy(base.config)
+    start = config.pipeline.datamanager.mask_start
+    config.method_name, config.max_num_iterations = name, start + steps
+    config.pipeline.model.system = system
+    for group in ("mask_field", "mask_features", "queries"):
+        if group in config.optimizers:
+            config.optimizers[group]["scheduler"].max_steps = start + steps
+    return MethodSpecification(config=config, description=what)
+
+
+_PAPER = "MaskField's published rule at its own 5,000 iterations and 240 queries, on {}."
+_DFF = "Dense feature distillation (DFF) on {}."
+
+maskfield_paper = _with_system(
+    maskfield, "maskfield-paper", PublishedConfig(), STEPS, _PAPER.format("nerfacto; SAM ViT-H, OpenCLIP; for a GPU")
+)
+maskfield_paper_lite = _with_system(
+    maskfield_lite, "maskfield-paper-lite", PublishedConfig(), STEPS, _PAPER.format("a small nerfacto; for a CPU")
+)
+maskfield_paper_splat = _with_system(
+    maskfield_splat,
+    "maskfield-paper-splat",
+    PublishedConfig(),
+    STEPS,
+    _PAPER.format("splatfacto; SAM ViT-H, OpenCLIP; for a GPU"),
+)
+maskfield_paper_splat_lite = _with_system(
+    maskfield_splat_lite,
+    "maskfield-paper-splat-lite",
+    PublishedConfig(),
+    STEPS,
+    _PAPER.format("few Gaussians; for a CPU"),
+)
+dff = _with_system(maskfield, "dff", DenseConfig(feature_dim=128), 5000, _DFF.format("nerfacto; OpenCLIP; for a GPU"))
+dff_lite = _with_system(
+    maskfield_lite, "dff-lite", DenseConfig(teacher="masks"), 600, _DFF.format("a small nerfacto; for a CPU, offline")
+)
+dff_splat = _with_system(
+    maskfield_splat, "dff-splat", DenseConfig(feature_dim=128), 2000, _DFF.format("splatfacto; OpenCLIP; for a GPU")
+)
+dff_splat_lite = _with_system(
+    maskfield_splat_lite,
+    "dff-splat-lite",
+    DenseConfig(teacher="masks"),
+    150,
+    _DFF.format("few Gaussians; for a CPU, offline"),
+)

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from nerfstudio.engine.callbacks import TrainingCallbackAttributes
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from maskfield_ns.answers.render import Outputs
+from maskfield_ns.data.datamanager import MaskfieldDataManager
+from maskfield_ns.data.mask_source import MaskSourceConfig
 from maskfield_ns.data.run_info import RunInfo
 from maskfield_ns.editing.edits import EditList
 from maskfield_ns.editing.show import set_edits
@@ -48,6 +50,8 @@ class MaskfieldPipeline(VanillaPipeline):
         self._base = None if path is None else open_base_run(path, model._target.base_config)
         if self._base is not None:
             adopt_config(config, self._base)
+        if isinstance(model, QueryableConfig) and model.system.needs().dense:
+            cast(MaskSourceConfig, config.datamanager).dense_maps = True
         super().__init__(config, device, test_mode, **kwargs)  # type: ignore[arg-type]
         if self._base is not None:
             self._asked.load_base(self._base.tensors())
@@ -78,14 +82,20 @@ class MaskfieldPipeline(VanillaPipeline):
             # The run is opened from other folders, and what was taken over from a base run when that is gone.
             save_again(trainer.config)
         if self._base is not None and trainer is not None:
-            start_at_mask_stage(trainer, cast(Any, self.config.datamanager).mask_start)
-        return super().get_training_callbacks(training_callback_attributes)
+            start_at_mask_stage(trainer, cast(MaskSourceConfig, self.config.datamanager).mask_start)
+
+        def end(step: int) -> None:
+            if trainer is not None and step == trainer._start_step + trainer.config.max_num_iterations - 1:
+                self._asked.end_mask_stage(cast(MaskfieldDataManager, self.datamanager).look)
+
+        callbacks = super().get_training_callbacks(training_callback_attributes)
+        return [*callbacks, TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], end, 1)]
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict, dict]:
         """A colour step, or from the datamanager's ``mask_start`` on a mask step."""
         ray_bundle, batch = self.datamanager.next_train(step)
         if "mask_view" in batch:
-            return self._asked.mask_step(int(batch["mask_view"]), cast(Any, self.datamanager).look)
+            return self._asked.mask_step(int(batch["mask_view"]), cast(MaskfieldDataManager, self.datamanager).look)
         outputs = self._model(ray_bundle)
         metrics = self.model.get_metrics_dict(outputs, batch)
         return outputs, self.model.get_loss_dict(outputs, batch, metrics), metrics

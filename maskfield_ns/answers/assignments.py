@@ -136,7 +136,7 @@ def _level_assignments(flat: Float[Tensor, "P channels"], head: QueryHead, level
         used = used[head.support[used] > 0]
         if not len(used):
             return None
-        flat = flat[:, level * head.feature_dim : (level + 1) * head.feature_dim]
+        flat = head.level_block(flat, level)
     vectors = head.mask_vectors.detach()[used].float()
     has_bias = head.parametrisation == "table"
     bias = head.bias.detach()[used].float() if has_bias else vectors.new_zeros(len(used))

@@ -14,6 +14,7 @@ from maskfield_ns.answers import decision
 from maskfield_ns.answers.answer import Answer
 from maskfield_ns.answers.ask import ActiveQuery
 from maskfield_ns.answers.decision import DecisionRule
+from maskfield_ns.answers.relevancy import class_probabilities, relevancy
 from maskfield_ns.pictures.colors import palette
 from maskfield_ns.systems.query_head import QueryHead
 
@@ -97,9 +98,8 @@ def _pictures(
     if active is None or not active.phrases:
         pictures["class_map"] = dark
         return pictures
-    scores = active.scores[:, used]
-    heat = decision.heat_map(probabilities, scores, head.levels[used], rule)
-    masks = decision.phrase_masks(heat, scores, active.weights[..., used], rule)
+    heat = heat_of(features, probabilities, used, head, active, rule)
+    masks = decision.phrase_masks(heat, active.scores[:, used], active.weights[..., used], rule)
     best = decision.phrase_map(masks, heat)
     table = palette(len(active.phrases), rgb.device)
     pictures["class_map"] = torch.where(best[..., None] >= 0, table[best.clamp(min=0)], dark)
@@ -108,6 +108,52 @@ def _pictures(
         pictures[f"relevancy_{i}"] = heat[..., i : i + 1]
         pictures[f"composited_{i}"] = torch.where(masks[..., i : i + 1], rgb, grey.expand_as(rgb))
     return pictures
+
+
+def heat_of(
+    features: Float[Tensor, "*batch D"],
+    probabilities: Float[Tensor, "*batch U"],
+    used: Int[Tensor, " U"],
+    head: QueryHead,
+    active: ActiveQuery,
+    rule: DecisionRule,
+) -> Float[Tensor, "*batch T"]:
+    """Relevancy of features to phrases: by what they mean on their own, or by the queries that they belong to.
+
+    Args:
+        features: of pixels or of primitives.
+        probabilities: how much they belong to the queries in use.
+        used: indices of these.
+        head: the scene's queries.
+        active: what is asked. Image patches and clicks are scored against queries only.
+        rule: temperature, and how levels are pooled.
+    """
+    decoded = head.decoded(features) if len(active.classes) else None
+    if decoded is None:
+        return decision.heat_map(probabilities, active.scores[:, used], head.levels[used], rule)
+    something = (decoded.norm(dim=-1, keepdim=True) > 0).float()
+    return relevancy(decoded, active.classes, active.negatives, rule.temperature) * something
+
+
+def class_votes(
+    features: Float[Tensor, "*batch D"],
+    head: QueryHead,
+    classes: Float[Tensor, "N C"],
+    negatives: Float[Tensor, "K C"],
+    rule: DecisionRule,
+) -> Float[Tensor, "*batch N"]:
+    """Score of features for each class of a list, in [0, 1]; 0 for all of them where nothing is known.
+
+    Of features that mean something on their own: their soft-max over the classes and the negatives (DFF, eq. 5).
+    """
+    decoded = head.decoded(features)
+    if decoded is None:
+        used, valid = _used(head, rule)
+        embeddings = head.embeddings.detach()[used]
+        probabilities = head.probabilities(features, used)
+        return decision.class_scores(probabilities, embeddings, valid, head.levels[used], classes, negatives, rule)
+    something = (decoded.norm(dim=-1, keepdim=True) > 0).float()
+    return class_probabilities(decoded, classes, negatives, rule.class_temperature) * something
 
 
 def _used(head: QueryHead, rule: DecisionRule) -> tuple[Int[Tensor, " U"], Bool[Tensor, " U"]]:
@@ -155,17 +201,13 @@ def _answer(
     class_embeddings: Float[Tensor, "N C"] | None,
     rule: DecisionRule,
 ) -> ViewAnswer:
-    used, valid = _used(head, rule)
-    probabilities, scores = head.probabilities(features, used), active.scores[:, used]
-    heat = decision.heat_map(probabilities, scores, head.levels[used], rule)
-    masks = decision.phrase_masks(heat, scores, active.weights[..., used], rule)
+    used, _ = _used(head, rule)
+    probabilities = head.probabilities(features, used)
+    heat = heat_of(features, probabilities, used, head, active, rule)
+    masks = decision.phrase_masks(heat, active.scores[:, used], active.weights[..., used], rule)
     classes = decision.phrase_map(masks, heat)
     if class_embeddings is not None and len(class_embeddings):
-        embeddings = head.embeddings[used]
-        levels = head.levels[used]
-        votes = decision.class_scores(
-            probabilities, embeddings, valid, levels, class_embeddings, active.negatives, rule
-        )
+        votes = class_votes(features, head, class_embeddings, active.negatives, rule)
         classes = decision.class_map(votes)
     return ViewAnswer(
         masks.permute(2, 0, 1).cpu().numpy(), heat.permute(2, 0, 1).float().cpu().numpy(), classes.cpu().numpy()

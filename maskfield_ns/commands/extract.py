@@ -47,6 +47,7 @@ def extract(
     settings = config.pipeline.datamanager
     settings.data, settings.cache_dir = data, cache_dir
     settings.proposer_kind, settings.embedder_kind = proposer, embedder
+    settings.dense_maps = config.pipeline.model.system.needs().dense
     settings.missing_images = missing_images
     if dataparser is not None:
         settings.dataparser = dataparser_config(dataparser, dataparser_options)

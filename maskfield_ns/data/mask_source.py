@@ -18,6 +18,7 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.utils.data_utils import get_image_mask_tensor_from_path
 from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
+from torch import Tensor
 
 from maskfield_ns.cache.schema import CACHE_FOLDER
 from maskfield_ns.data.capture import CaptureSummary
@@ -34,6 +35,7 @@ from maskfield_ns.foundation.registry import PRESET, embedder_config, proposer_c
 if TYPE_CHECKING:
     from maskfield_ns.cache.builder import BuildReport
     from maskfield_ns.cache.schema import CacheEntry
+    from maskfield_ns.data.dense_maps import DenseMaps
     from maskfield_ns.data.undistortion import Undistortion
 
 _TINY_SAM, _TINY_CLIP = TinySamConfig(), TinyClipConfig()
@@ -62,6 +64,8 @@ class MaskSourceConfig:
     """Rays along the long side of a view in a mask batch; masks are averaged down to this grid."""
     min_mask_cells: float = 1.0
     """Masks covering less than this many cells of the grid are left out."""
+    dense_maps: bool = False
+    """Also make a map of embeddings over each training image; switched on for systems that need one."""
 
     def get_proposer(self) -> ProposerConfig:
         """The proposer in use."""
@@ -91,6 +95,7 @@ class MaskDataConfig(Protocol):
     mask_start: int
     mask_max_side: int
     min_mask_cells: float
+    dense_maps: bool
 
     def get_proposer(self) -> ProposerConfig: ...
     def get_embedder(self) -> EmbedderConfig: ...
@@ -176,7 +181,8 @@ class MaskSource:
 
         _build_cache(self.config, self.capture_dir, paths, self.device, visit=reduce)
         found = [of_view for of_view in targets if of_view is not None]
-        views = MaskViews(self.train_view_names, found, found[0].embeddings.shape[1])
+        dense = self._dense_maps(paths) if self.config.dense_maps else None
+        views = MaskViews(self.train_view_names, found, found[0].embeddings.shape[1], dense)
         if not views.supervised:
             raise CacheError(
                 f"No masks were proposed in any of the {len(views)} training images; there is nothing to train a mask "
@@ -187,6 +193,22 @@ class MaskSource:
             f"{views.nbytes / 2**20:.0f} MiB."
         )
         return views
+
+    def _dense_maps(self, paths: list[Path]) -> Callable[[int], Tensor]:
+        from maskfield_ns.data.dense_maps import on_grid
+
+        maps = _build_dense(self.config, self.capture_dir, paths, self.device)
+
+        def of_view(view: int) -> Tensor:
+            grid = grid_size(*self._view_sizes[view], self.config.mask_max_side)
+            name, path = cache_name(paths[view], self.capture_dir), paths[view]
+            return on_grid(lambda: maps.read(name, path), grid, self.train_undistortion(view))
+
+        return of_view
+
+    def train_undistortion(self, index: int) -> Undistortion | None:
+        """What was done to the pixels of a training photograph."""
+        return None
 
     def _view_targets(self, index: int, entry: CacheEntry, folder: Path) -> MaskTargets:
         grid, valid = grid_size(*self._view_sizes[index], self.config.mask_max_side), self.valid_pixels(index)
@@ -280,7 +302,10 @@ def extract(config: MaskDataConfig, device: torch.device | str, *, progress: boo
     paths = list(outputs.image_filenames)
     data = Path(config.dataparser.data)
     folder = data.parent if data.is_file() else data
-    return _build_cache(config, folder, paths, device, progress)
+    report = _build_cache(config, folder, paths, device, progress)
+    if config.dense_maps:
+        _build_dense(config, folder, paths, device)
+    return report
 
 
 def cache_name(path: Path, capture_dir: Path) -> str:
@@ -309,3 +334,11 @@ def _build_cache(
             progress=progress,
             visit=visit,
         )
+
+
+def _build_dense(config: MaskDataConfig, capture_dir: Path, paths: list[Path], device: torch.device | str) -> DenseMaps:
+    from maskfield_ns.data.dense_maps import DenseMaps
+
+    maps = DenseMaps(config.get_cache_dir(capture_dir), config.get_embedder())
+    maps.build([cache_name(path, capture_dir) for path in paths], paths, device)
+    return maps

@@ -7,7 +7,7 @@ is kept in raw image space: lens distortion is dealt with where rays are generat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ import scipy.sparse as sp
 import torch
 from jaxtyping import Bool, Float, Float32, Int8, Int32, Int64, UInt8
 from torch import Tensor
+
+from maskfield_ns.errors import CacheError
 
 FULL = 254
 """How a cell that is covered completely is stored; even, so that a cell covered by half is stored exactly."""
@@ -120,7 +122,13 @@ class TargetTensors:
 class MaskViews(Sequence[MaskTargets]):
     """Mask targets of all training views, in the order of the train dataset, on the CPU."""
 
-    def __init__(self, names: Sequence[str], targets: Sequence[MaskTargets], embedding_dim: int):
+    def __init__(
+        self,
+        names: Sequence[str],
+        targets: Sequence[MaskTargets],
+        embedding_dim: int,
+        dense: Callable[[int], Float[Tensor, "P C"]] | None = None,
+    ):
         if len(names) != len(targets):
             raise ValueError(f"{len(names)} names for {len(targets)} views")
         self.names = tuple(names)
@@ -128,6 +136,7 @@ class MaskViews(Sequence[MaskTargets]):
         self.embedding_dim = embedding_dim
         """C."""
         self._targets = tuple(targets)
+        self._dense = dense
         self.supervised = tuple(index for index, view in enumerate(targets) if len(view) > 0)
         """Indices of the views that have at least one mask."""
 
@@ -153,6 +162,16 @@ class MaskViews(Sequence[MaskTargets]):
             areas=torch.from_numpy(view.areas).to(device),
             valid=torch.from_numpy(view.valid).to(device).flatten(),
         )
+
+    def dense(self, index: int, device: torch.device | str) -> Float[Tensor, "P C"]:
+        """The embedder's own map of a view's image, on its grid; of any length.
+
+        Raises:
+            CacheError: maps were not asked for (``Needs.dense``).
+        """
+        if self._dense is None:
+            raise CacheError("no maps of embeddings were made: --pipeline.datamanager.dense-maps True")
+        return self._dense(index).to(device)
 
     @property
     def num_masks(self) -> int:

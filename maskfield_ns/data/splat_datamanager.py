@@ -104,6 +104,10 @@ class MaskfieldSplatDataManager(CaptureSource, MaskSource, FullImageDatamanager[
         how = self._undistortions[index]
         return None if how is None else how.lens.identity()
 
+    def train_undistortion(self, index: int) -> Undistortion | None:
+        """What was done to the pixels of a training photograph."""
+        return self._undistortions[index]
+
     def view_size(self, index: int) -> tuple[int, int]:
         """(width, height) of an undistorted training picture."""
         cameras = self.train_dataset.cameras

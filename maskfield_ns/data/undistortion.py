@@ -112,6 +112,17 @@ class Undistortion:
             self._sources[size] = row.clip(0, height - 1) * width + column.clip(0, width - 1), inside
         return self._sources[size]
 
+    def forth(self, maps: Float[Tensor, "N h w"], size: tuple[int, int]) -> Float[Tensor, "N H W"]:
+        """Maps over the photograph as the undistorted picture shows them, interpolated linearly.
+
+        Args:
+            maps: at any resolution.
+            size: (height, width) over the undistorted picture.
+        """
+        positions = torch.from_numpy(self.positions).permute(2, 0, 1)
+        positions = torch.nn.functional.interpolate(positions[None], size, mode="area")[0]
+        return _sample(maps, 2 * positions.permute(1, 2, 0)[None] - 1)
+
     def back(
         self, maps: Float[Tensor, "N h w"], size: tuple[int, int]
     ) -> tuple[Float[Tensor, "N H W"], Bool[Tensor, "H W"]]:

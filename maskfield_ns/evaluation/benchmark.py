@@ -10,10 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from maskfield_ns.answers import decision
 from maskfield_ns.answers.ask import ask
 from maskfield_ns.answers.decision import DecisionRule
-from maskfield_ns.answers.render import Outputs, ViewAnswer, answer_view
+from maskfield_ns.answers.render import Outputs, ViewAnswer, answer_view, class_votes
 from maskfield_ns.data.undistortion import Undistortion
 from maskfield_ns.errors import BenchmarkError
 from maskfield_ns.evaluation.metrics import binary_iou, mean_or_none
@@ -177,21 +176,8 @@ class BenchmarkEvaluator:
         embeddings = self.head.embeddings.detach()
         classes = self._class_embeddings().to(embeddings)
         negatives = self.model.text(self.model.config.negatives).to(embeddings)
-        valid = self.head.valid(self.rule.min_support, self.rule.min_share)
-        used = valid.nonzero()[:, 0] if bool(valid.any()) else torch.zeros(1, dtype=torch.long, device=valid.device)
         rows = max(1, _CHUNK_PIXELS // features.shape[1])
-        parts = [
-            decision.class_scores(
-                self.head.probabilities(part, used),
-                embeddings[used],
-                valid[used],
-                self.head.levels[used],
-                classes,
-                negatives,
-                self.rule,
-            )
-            for part in features.split(rows)
-        ]
+        parts = [class_votes(part, self.head, classes, negatives, self.rule) for part in features.split(rows)]
         scores = torch.cat(parts).permute(2, 0, 1).float()
         if not self.info.get("blank_competes", True):
             scores[0] = -1.0

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int8, Int32, UInt8
+from torch import Tensor
 
 LEVELS = ("subpart", "part", "whole")
 """Mask granularities, in the order of SAM's three outputs per prompt; a level is stored as an index into this."""
@@ -89,6 +90,15 @@ class RegionEmbedder(TextEmbedder, Protocol):
         self, image: UInt8[np.ndarray, "H W 3"], masks: Bool[np.ndarray, "M H W"]
     ) -> Float32[np.ndarray, "M C"]:
         """Unit-length embeddings of the masked regions of one RGB picture."""
+        ...
+
+
+@runtime_checkable
+class DenseEmbedder(TextEmbedder, Protocol):
+    """Maps every place of a picture into the same space as phrases."""
+
+    def dense_map(self, image: UInt8[np.ndarray, "H W 3"]) -> Float32[Tensor, "C h w"]:
+        """Unit-length features of one RGB picture, at a resolution of the model's own."""
         ...
 
 

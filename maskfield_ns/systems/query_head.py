@@ -174,6 +174,10 @@ class QueryHead(nn.Module):
                 result[..., wanted] = self._level_logits(features, level, used).softmax(dim=-1)[..., found]
         return result
 
+    def decoded(self, features: Float[Tensor, "*batch channels"]) -> Float[Tensor, "*batch C"] | None:
+        """What features mean on their own, zero where nothing is; None: only queries mean anything."""
+        return None
+
     def resize_embeddings(self, state: dict[str, Tensor]) -> None:
         """Gives the CLIP vectors the size a checkpoint has, so that it can be opened without its text model."""
         if self.parametrisation == "table" and "semantic_table" in state:

@@ -11,6 +11,7 @@ from maskfield_ns.systems.base import SystemConfig
 SYSTEMS = {
     "mask-field": "maskfield_ns.systems.mask_field.mask_stage:MaskStageConfig",
     "maskfield-paper": "maskfield_ns.systems.mask_field.published:PublishedConfig",
+    "dff": "maskfield_ns.systems.dense.system:DenseConfig",
 }
 """Name -> config class."""
 GROUP = "maskfield_ns.systems"
