@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
 from torch import Tensor
 
-from maskfield_ns.cache.schema import entry_file_name, extraction_fingerprint, normalise_name
+from maskfield_ns.cache.schema import extraction_fingerprint
 from maskfield_ns.errors import CacheError, WeightsError
 from maskfield_ns.files import atomic_path, file_sha256
 from maskfield_ns.foundation.protocols import DenseEmbedder
@@ -37,19 +37,18 @@ class DenseMaps:
         self.embedder = embedder
         self.folder = root / FOLDER / extraction_fingerprint({}, embedder.fingerprint())[:16]
 
-    def path_of(self, name: str, image: Path) -> Path:
-        """Where the map of an image is or would be; another image of the same name has another one."""
-        entry = Path(entry_file_name(normalise_name(name))).stem
-        return self.folder / f"{entry}-{file_sha256(image)[:16]}.npy"
+    def path_of(self, image: Path) -> Path:
+        """Where the map of an image file is or would be; it goes by what is in the file."""
+        return self.folder / f"{file_sha256(image)[:32]}.npy"
 
-    def build(self, names: Sequence[str], images: Sequence[Path], device: torch.device | str) -> None:
+    def build(self, images: Sequence[Path], device: torch.device | str) -> None:
         """Makes what is missing.
 
         Raises:
             WeightsError: the embedder cannot be loaded, or makes no maps.
             CacheError: a map cannot be written.
         """
-        missing = [(n, p) for n, p in zip(names, images, strict=True) if not self.path_of(n, p).is_file()]
+        missing = [path for path in images if not self.path_of(path).is_file()]
         if not missing:
             return
         model = self.embedder.setup(device)
@@ -59,11 +58,11 @@ class DenseMaps:
                 "masks (--pipeline.model.system.teacher masks)"
             )
         CONSOLE.print(f"Maps of embeddings of {len(missing)} images ...")
-        for number, (name, path) in enumerate(missing, 1):
+        for number, path in enumerate(missing, 1):
             with Image.open(path) as image:
                 pixels = np.asarray(image.convert("RGB"))
             array = model.dense_map(pixels).half().cpu().numpy()
-            target = self.path_of(name, path)
+            target = self.path_of(path)
             try:
                 with atomic_path(target) as temporary, temporary.open("wb") as file:
                     np.save(file, array, allow_pickle=False)
@@ -72,13 +71,13 @@ class DenseMaps:
             if number % 20 == 0:
                 CONSOLE.print(f"Maps of embeddings: {number}/{len(missing)}")
 
-    def read(self, name: str, image: Path) -> Float16[np.ndarray, "C h w"]:
+    def read(self, image: Path) -> Float16[np.ndarray, "C h w"]:
         """The map of an image.
 
         Raises:
             CacheError: it is not there or damaged.
         """
-        path = self.path_of(name, image)
+        path = self.path_of(image)
         try:
             array = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
@@ -89,10 +88,10 @@ class DenseMaps:
 
 
 def on_grid(
-    read: Callable[[], Float16[np.ndarray, "C h w"]], grid: tuple[int, int], how: Undistortion | None
+    array: Float16[np.ndarray, "C h w"], grid: tuple[int, int], how: Undistortion | None
 ) -> Float[Tensor, "P C"]:
     """A photograph's map on the grid of the view that is trained on, cell by cell."""
-    maps = torch.from_numpy(read()).float()
+    maps = torch.from_numpy(array).float()
     if how is not None:
         maps = how.forth(maps, grid)
     else:

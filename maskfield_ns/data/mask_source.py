@@ -201,8 +201,7 @@ class MaskSource:
 
         def of_view(view: int) -> Tensor:
             grid = grid_size(*self._view_sizes[view], self.config.mask_max_side)
-            name, path = cache_name(paths[view], self.capture_dir), paths[view]
-            return on_grid(lambda: maps.read(name, path), grid, self.train_undistortion(view))
+            return on_grid(maps.read(paths[view]), grid, self.train_undistortion(view))
 
         return of_view
 
@@ -340,5 +339,5 @@ def _build_dense(config: MaskDataConfig, capture_dir: Path, paths: list[Path], d
     from maskfield_ns.data.dense_maps import DenseMaps
 
     maps = DenseMaps(config.get_cache_dir(capture_dir), config.get_embedder())
-    maps.build([cache_name(path, capture_dir) for path in paths], paths, device)
+    maps.build(paths, device)
     return maps
