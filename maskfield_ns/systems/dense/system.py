@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _SAMPLE = 512
 """Pixels of each view that the decoder is made from."""
+_KEPT_BYTES = 1 << 29
+"""Memory for what is taught; beyond it, that is worked out anew in every step."""
 
 
 @dataclass
@@ -54,6 +56,7 @@ class DenseSystem(System):
         self.config = config
         self.query_head = CodeBook(config.num_codes, config.feature_dim, embedding_dim or 1)
         self._views: MaskViews | None = None
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
     def views(self) -> MaskViews:
@@ -83,15 +86,26 @@ class DenseSystem(System):
             return F.normalize(self.views.dense(view, device), dim=-1), targets.valid.float()
         return masks_as_maps(targets)
 
-    def start(self, view: int, device: torch.device) -> Start:
+    @torch.no_grad()
+    def targets(self, view: int, device: torch.device) -> tuple[Float[Tensor, "P channels"], Float[Tensor, " P"]]:
+        """Features that decode to what the teacher says of a view, and how much of each pixel it speaks of."""
+        if view in self._kept:
+            return self._kept[view]
         taught, known = self.teacher(view, device)
-        return Start(taught @ self.query_head.semantic_basis.T * known[:, None], known[:, None])
+        result = (taught @ self.query_head.semantic_basis.T, known)
+        if sum(features.nbytes for features, _ in self._kept.values()) < _KEPT_BYTES:
+            self._kept[view] = result
+        return result
+
+    def start(self, view: int, device: torch.device) -> Start:
+        wanted, known = self.targets(view, device)
+        return Start(wanted * known[:, None], known[:, None])
 
     def losses(self, view: int, features: Float[Tensor, "P channels"]) -> Losses:
-        taught, known = self.teacher(view, features.device)
+        wanted, known = self.targets(view, features.device)
         with torch.autocast(features.device.type, enabled=False):
             # The basis is orthonormal: distances between features are those between what they decode to.
-            apart = (features.float() - taught @ self.query_head.semantic_basis.T).square().sum(dim=-1)
+            apart = (features.float() - wanted).square().sum(dim=-1)
             loss = (apart * known).sum() / known.sum().clamp(min=1e-6)
         return {"feature_loss": loss}, {"feature_distance": float(loss.detach().sqrt())}
 
@@ -100,7 +114,9 @@ class DenseSystem(System):
         device = self.query_head.support.device
         shown = [space.render(view).to(device) for view in self.views.supervised]
         lengths = [(view @ self.query_head.semantic_basis).norm(dim=-1) for view in shown]
-        self.query_head.fill([view[length > 0.5] for view, length in zip(shown, lengths, strict=True)])
+        solid = [view[length > 0.5] for view, length in zip(shown, lengths, strict=True)]
+        if any(len(view) for view in solid):  # else the scene is fog, and what the teacher said stays
+            self.query_head.fill(solid)
 
 
 def principal_directions(vectors: Float[Tensor, "N C"], count: int) -> Float[Tensor, "D C"]:
