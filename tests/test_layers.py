@@ -7,8 +7,8 @@ import graphlib
 from pathlib import Path
 
 ORDER = (
-    "errors", "files", "ply_format", "quiet", "assets", "old_addresses", "splatting", "fields", "cameras", "foundation",
-    "pictures", "cache", "data", "systems", "answers", "checkpoints", "run_config", "startup", "compat", "runs",
+    "errors", "files", "ply_format", "quiet", "assets", "old_addresses", "startup", "splatting", "fields", "cameras", "foundation",
+    "pictures", "cache", "data", "systems", "answers", "checkpoints", "run_config", "compat", "runs",
     "models", "evaluation", "selection", "editing", "viewer", "scene", "training", "pipeline", "ns_commands", "configs",
     "commands", "cli", "__init__",
 )  # fmt: skip

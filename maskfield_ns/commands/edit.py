@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from maskfield_ns.checkpoints import newest_first
-from maskfield_ns.commands.edit_options import Clear, EditCommand, Insert, Undo
 from maskfield_ns.commands.options import Result
 from maskfield_ns.editing.build import load_edits, save_edits
 from maskfield_ns.editing.edits import FILE_NAME, EditList
@@ -14,6 +13,7 @@ from maskfield_ns.errors import MaskfieldError
 from maskfield_ns.runs import CHECKPOINTS, CONFIG_NAME, EDITED_CONFIG, find_config
 
 if TYPE_CHECKING:
+    from maskfield_ns.commands.edit_options import EditCommand, Insert
     from maskfield_ns.scene import Scene
 
 
@@ -29,11 +29,11 @@ def edit(options: EditCommand) -> Result:
     if config.name == EDITED_CONFIG:
         config = config.parent / CONFIG_NAME
     edits = load_edits(config)
-    if isinstance(options, Undo):
+    if options.takes_back == "last":
         edits = edits.undone()
-    if isinstance(options, Clear):
+    if options.takes_back == "all":
         edits = EditList()
-    changed = isinstance(options, (Undo, Clear)) or bool(options.kind)
+    changed = bool(options.takes_back or options.kind)
     if options.kind or options.files.bake or options.files.preview:
         from maskfield_ns.scene import Scene
 
@@ -66,12 +66,13 @@ def _report(config: Path, edited: Path) -> None:
 def _selection(scene: Scene, options: EditCommand) -> tuple[Any, dict[str, Any]]:
     """What the edit applies to (in this scene, or for an insertion in the run it comes from), and its arguments."""
     how, target = options.arguments(), options.selected
-    if isinstance(options, Insert):
-        if options.source is None or options.source.suffix == ".ply" or not target.given:
+    if options.kind == "insert":
+        source = cast("Insert", options).source
+        if source is None or source.suffix == ".ply" or not target.given:
             return None, how
         from maskfield_ns.scene import Scene as Opened
 
-        scene = Opened.load(options.source)
+        scene = Opened.load(source)
         how["source"] = scene.config_path
     if target.text is not None:
         return scene.select(target.text, target.level), how

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Union
+from typing import Annotated, Any, ClassVar, Literal, Union
 
 import tyro
 
@@ -86,6 +86,8 @@ class Placement:
 class _Run:
     kind: ClassVar[str] = ""
     """Of the edit; empty for what is none."""
+    takes_back: ClassVar[Literal["", "last", "all"]] = ""
+    """Which edits are taken back."""
 
     load_config: Path
     """config.yml of the run, or the folder that holds it."""
@@ -238,10 +240,14 @@ class Insert(EditCommand, _Inserted):
 class Undo(EditCommand):
     """Take the last edit back."""
 
+    takes_back = "last"
+
 
 @dataclass
 class Clear(EditCommand):
     """Take all edits back."""
+
+    takes_back = "all"
 
 
 @dataclass
