@@ -7,10 +7,10 @@ import graphlib
 from pathlib import Path
 
 ORDER = (
-    "errors", "files", "ply_format", "quiet", "assets", "old_addresses", "startup", "splatting", "fields", "cameras", "foundation",
-    "pictures", "cache", "data", "systems", "answers", "checkpoints", "run_config", "compat", "runs",
-    "models", "evaluation", "selection", "editing", "viewer", "scene", "training", "pipeline", "ns_commands", "configs",
-    "commands", "cli", "__init__",
+    "errors", "files", "ply_format", "quiet", "assets", "old_addresses", "startup", "splatting", "fields", "cameras",
+    "foundation", "pictures", "cache", "data", "systems", "answers", "checkpoints", "run_config", "compat", "runs",
+    "models", "evaluation", "selection", "editing", "viewer", "scene", "training", "pipeline", "ns_commands",
+    "configs", "commands", "cli", "__init__",
 )  # fmt: skip
 """Rooms from the ground up; a room may import from those before it."""
 EVERYWHERE = {"compat", "__init__"}
