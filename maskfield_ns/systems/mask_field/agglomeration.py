@@ -1,11 +1,10 @@
-"""Greedy agglomeration by a pooled ratio, exactly, without looking at all pairs of a large scene at once.
+"""Greedy agglomeration by a pooled ratio, without a loop over pairs or merges.
 
 The best pair of clusters is merged until no pair reaches a threshold. Numerator and denominator of the ratio are sums
-over pairs of members, so the ratio of a merged cluster lies between those of its parts, never above the larger. Two
-things follow. Clusters that are not connected by pairs above the threshold never meet, so connected components are
-independent of each other; and stopping at a higher threshold first, then going on from there, is the same as going
-down at once. So components are worked on one by one as small dense tables, from a threshold high enough to keep them
-small.
+over pairs of members, so the ratio of a merged cluster to a third lies between those of its parts, never above the
+larger: the linkage is reducible. For such linkages two clusters that are each other's best partner stay so until they
+are merged (Bruynooghe; Murtagh's nearest-neighbor chains), so all such pairs can be merged at once, round by round, and
+the clusters are those of the greedy rule up to ties.
 """
 
 from __future__ import annotations
@@ -14,12 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Float, Int
-from scipy.sparse.csgraph import connected_components
+from jaxtyping import Bool, Float, Int
 
-_DENSE = 250
-"""Clusters that are worked on as one dense table, if a higher threshold keeps them to so few."""
-_STEPS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 _PAIRS_AT_ONCE = 1 << 15
 
 
@@ -43,126 +38,70 @@ def agglomerate(
         view_of: the view of each mask.
         threshold: smallest ratio at which clusters are merged, positive.
     """
-    count = len(view_of)
-    cluster, labels = np.arange(count), np.arange(count)
-    # Per cluster and view: what the view sees of its masks, and how many of them are the view's.
-    seen, own = visible.astype(np.float64), np.zeros(visible.shape)
-    own[np.arange(count), view_of] = 1
+    count, num_views = visible.shape
+    cluster, seen = np.arange(count), visible
+    # Per cluster how many of its masks each view has.
+    own = sp.csr_matrix((np.ones(count), (np.arange(count), view_of)), shape=(count, num_views))
     unions = _unions(pairs, seen, own)
-    at = 1.0
-    while len(pairs.first) and at > threshold:
+    while len(pairs.first):
         ratios = pairs.shared / np.maximum(unions, 1e-9)
-        at, parts = _fitting(pairs, ratios, len(labels), [threshold, *(s for s in _STEPS if threshold < s < at)])
-        parts = _merge_parts(pairs, seen, own, labels, parts, at)
-        merged = int(parts.max()) + 1
-        if merged < len(labels):
-            cluster = parts[cluster]
-            sums = sp.csr_matrix((np.ones(len(parts)), (parts, np.arange(len(parts)))), shape=(merged, len(parts)))
-            sizes = np.bincount(parts, minlength=merged)
-            seen, own = sums @ seen, sums @ own
-            # Ties are resolved by age: what was merged is younger than what was not.
-            oldest = np.full(merged, -1, dtype=np.int64)
-            oldest[parts] = labels
-            labels = np.where(sizes == 1, oldest, labels.max() + 1 + np.arange(merged))
-            pairs = _contract(pairs, parts, merged)
-            unions = _unions(pairs, seen, own)
+        merging = _each_others_best(pairs, ratios, count) & (ratios >= threshold)
+        if not merging.any():
+            break
+        parts, merged = _merged(pairs, merging, count)
+        sums = sp.csr_matrix((np.ones(count), (parts, np.arange(count))), shape=(merged, count))
+        cluster, seen, own = parts[cluster], sums @ seen, sp.csr_matrix(sums @ own)
+        changed = np.bincount(parts, minlength=merged) > 1
+        pairs, unions = _contract(pairs, unions, parts, merged)
+        stale = np.flatnonzero(changed[pairs.first] | changed[pairs.second])
+        unions[stale] = _unions(Pairs(*(column[stale] for column in pairs)), seen, own)
+        count = merged
     return cluster
 
 
-def _unions(pairs: Pairs, seen: Float[np.ndarray, "N V"], own: Float[np.ndarray, "N V"]) -> Float[np.ndarray, " E"]:
-    result = np.empty(len(pairs.first))
+def _unions(pairs: Pairs, seen: Float[np.ndarray, "N V"], own: sp.csr_matrix) -> Float[np.ndarray, " E"]:
+    """The denominators: what the views of the one see of the other and the other way round, less what is shared."""
+    result = -np.asarray(pairs.shared, np.float64)
     for start in range(0, len(result), _PAIRS_AT_ONCE):
-        a, b = (side[start : start + _PAIRS_AT_ONCE] for side in pairs[:2])
-        both = np.einsum("ev,ev->e", seen[a], own[b]) + np.einsum("ev,ev->e", seen[b], own[a])
-        result[start : start + _PAIRS_AT_ONCE] = both
-    return result - pairs.shared
+        part = slice(start, start + _PAIRS_AT_ONCE)
+        for one, other in ((pairs.first[part], pairs.second[part]), (pairs.second[part], pairs.first[part])):
+            # Few of the views have masks of a cluster: only those are looked up.
+            masks = sp.csr_matrix(own[other])
+            entries = np.repeat(np.arange(len(one)), np.diff(masks.indptr))
+            looks = seen[one[entries], masks.indices] * np.asarray(masks.data)
+            result[part] += np.bincount(entries, looks, minlength=len(one))
+    return result
 
 
-def _fitting(
-    pairs: Pairs, ratios: Float[np.ndarray, " E"], count: int, thresholds: list[float]
-) -> tuple[float, Int[np.ndarray, " N"]]:
-    """The lowest threshold at which connected components are small (else the highest), and each cluster's component."""
-    at, parts = thresholds[0], np.zeros(count, np.int64)
-    for at in thresholds:
-        kept = ratios >= at
-        edges = (np.ones(kept.sum()), (pairs.first[kept], pairs.second[kept]))
-        _, parts = connected_components(sp.coo_matrix(edges, shape=(count, count)), directed=False)
-        if np.bincount(parts).max() <= _DENSE:
-            break
-    return at, parts
+def _each_others_best(pairs: Pairs, ratios: Float[np.ndarray, " E"], count: int) -> Bool[np.ndarray, " E"]:
+    """Which pairs are the best one of both their clusters; of equal ones the first."""
+    order = np.lexsort((pairs.second, pairs.first, -ratios))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    best = np.full(count, len(order), np.int64)
+    np.minimum.at(best, pairs.first, rank)
+    np.minimum.at(best, pairs.second, rank)
+    return (best[pairs.first] == rank) & (best[pairs.second] == rank)
 
 
-def _merge_parts(
-    pairs: Pairs,
-    seen: Float[np.ndarray, "N V"],
-    own: Float[np.ndarray, "N V"],
-    labels: Int[np.ndarray, " N"],
-    parts: Int[np.ndarray, " N"],
-    threshold: float,
-) -> Int[np.ndarray, " N"]:
-    """The new cluster of each old one, component by component."""
-    result = np.arange(len(parts))
-    inside = np.flatnonzero(parts[pairs.first] == parts[pairs.second])
-    inside = inside[np.argsort(parts[pairs.first[inside]], kind="stable")]
-    of_part = parts[pairs.first[inside]]
-    order = np.argsort(parts, kind="stable")
-    first = np.searchsorted(parts[order], np.arange(int(parts.max()) + 2))
-    place = np.empty(len(parts), dtype=np.int64)
-    place[order] = np.arange(len(parts)) - first[parts[order]]
-    for part in np.unique(of_part):
-        nodes = order[first[part] : first[part + 1]]
-        edges = inside[np.searchsorted(of_part, part) : np.searchsorted(of_part, part, side="right")]
-        a, b, value = place[pairs.first[edges]], place[pairs.second[edges]], pairs.shared[edges]
-        shared = np.zeros((len(nodes), len(nodes)))
-        shared[a, b] = shared[b, a] = value
-        total = seen[nodes] @ own[nodes].T
-        result[nodes] = nodes[_merge_dense(shared, total + total.T, labels[nodes], threshold)]
-    return np.unique(result, return_inverse=True)[1]
+def _merged(pairs: Pairs, merging: Bool[np.ndarray, " E"], count: int) -> tuple[Int[np.ndarray, " N"], int]:
+    """The new number of each cluster, and how many there are; what was merged comes last, in the order of its parts."""
+    first, second = pairs.first[merging], pairs.second[merging]
+    kept = np.ones(count, bool)
+    kept[first] = kept[second] = False
+    parts = np.cumsum(kept) - 1
+    parts[first] = parts[second] = kept.sum() + np.arange(len(first))
+    return parts, int(kept.sum()) + len(first)
 
 
-def _merge_dense(
-    shared: Float[np.ndarray, "n n"], total: Float[np.ndarray, "n n"], labels: Int[np.ndarray, " n"], threshold: float
-) -> Int[np.ndarray, " n"]:
-    """For each cluster the place of the one it ends up in. `shared` and `total` are used up."""
-    count, labels = len(labels), labels.copy()
-    into, alive = np.arange(count), np.ones(count, bool)
-
-    def ratios(row: int) -> Float[np.ndarray, " n"]:
-        union = total[row] - shared[row]
-        usable = alive & (union > 0) & (shared[row] > 0)
-        usable[row] = False
-        return np.divide(shared[row], union, out=np.full(count, -1.0), where=usable)
-
-    table = np.stack([ratios(row) for row in range(count)])
-    best, youngest = table.max(1), int(labels.max())
-    while True:
-        ratio = best.max()
-        if ratio < threshold or ratio <= 0:
-            break
-        tied = np.flatnonzero(best == ratio)
-        a = int(tied[labels[tied].argmin()])
-        tied = np.flatnonzero(table[a] == ratio)
-        b = int(tied[labels[tied].argmin()])
-        # What had one of the two as its best partner has to look again.
-        stale = np.flatnonzero((table[a] == best) | (table[b] == best))
-        for sums in (shared, total):
-            sums[a] += sums[b]
-            sums[:, a] = sums[a]
-        into[into == b] = a
-        alive[b], youngest = False, youngest + 1
-        labels[a] = youngest
-        table[b] = table[:, b] = -1.0
-        table[a] = table[:, a] = ratios(a)
-        best[b], best[a] = -1.0, table[a].max()
-        best[stale] = table[stale].max(1)
-    return into
-
-
-def _contract(pairs: Pairs, parts: Int[np.ndarray, " N"], count: int) -> Pairs:
-    """Overlaps of the merged clusters."""
-    a, b = parts[pairs.first], parts[pairs.second]
+def _contract(
+    pairs: Pairs, unions: Float[np.ndarray, " E"], parts: Int[np.ndarray, " N"], count: int
+) -> tuple[Pairs, Float[np.ndarray, " E"]]:
+    """Overlaps of the merged clusters; the denominators are right for pairs in which nothing was merged."""
+    a, b = parts[pairs.first].astype(np.int64), parts[pairs.second].astype(np.int64)
     apart = a != b
-    a, b = np.minimum(a, b)[apart].astype(np.int64), np.maximum(a, b)[apart].astype(np.int64)
-    keys, place = np.unique(a * count + b, return_inverse=True)
+    low, high = np.minimum(a, b)[apart], np.maximum(a, b)[apart]
+    keys, example, place = np.unique(low * count + high, return_index=True, return_inverse=True)
     first, second = np.divmod(keys, count)
-    return Pairs(first, second, np.bincount(place, pairs.shared[apart], minlength=len(keys)))
+    shared = np.bincount(place, pairs.shared[apart], minlength=len(keys))
+    return Pairs(first, second, shared), unions[apart][example]
