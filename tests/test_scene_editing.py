@@ -115,7 +115,7 @@ def test_pixels_pictures_queries_and_answers_select_the_same(scene: Scene) -> No
         scene.query(image=red),
     )
     assert phrase.found and pixel.found and picture.found
-    assert pixel.queries == (8,) and set(picture.queries) == set(phrase.queries) == {0, 4, 8}
+    assert set(pixel.queries) == set(picture.queries) == set(phrase.queries) == {0, 4, 8}
     masks = [scene.measure(x).mask(camera.camera) for x in (phrase, pixel, picture, scene.select([8]))]
     assert all(iou(mask, masks[0]) > 0.9 for mask in masks)
     view = scene.render(camera, [phrase, pixel])
@@ -184,7 +184,7 @@ def test_a_moved_thing_can_be_clicked(scene: Scene) -> None:
     camera = scene.cameras("test")[2]
     seen = is_colour(scene.render(camera).rgb, "ball")
     (answer,) = scene.query(pixel=(camera, *(int(v.mean()) for v in seen.nonzero())))
-    assert answer.queries == (8,)
+    assert set(answer.queries) == {0, 4, 8}
     scene.edit("delete", answer)
     assert is_colour(scene.render(camera).rgb, "ball").sum() <= 0.06 * seen.sum()
 

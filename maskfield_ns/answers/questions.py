@@ -139,11 +139,19 @@ def answer_pixel(
         view: what its pixels belong to.
         row, column: of the pixel.
         rule: which queries count.
-        level: whether the pixel's subpart, part or whole is meant; None: the largest that holds it for sure.
+        level: whether the pixel's subpart, part or whole is meant; None: the object, which levels may cut differently.
         name: of the answer.
         places: where the pixel's ray ends, scene coordinates.
     """
     valid = valid_queries(head, rule, level)
+    if level is None:
+        chosen = clicks.object_at(view, row, column, head.embeddings.detach(), valid, rule)
+        shares = view.shares_at(row, column, head.num_queries).to(valid.device) * chosen
+        queries = sorted(chosen.nonzero()[:, 0].tolist(), key=lambda query: -float(shares[query]))
+        membership = query_rule(queries, head.levels, valid, rule) if queries else None
+        if membership is not None and membership.mask(head, view)[row, column]:
+            return Answer(name, float(shares.max()), True, tuple(queries), (), membership, places)
+    # A mask must hold the pixel that was pointed at: one query's always does.
     query, share = clicks.query_at(view, row, column, head.levels, valid)
     if query < 0:
         return Answer(name, 0.0, False, (), places=places, reason=NOTHING_KNOWN)
