@@ -35,18 +35,31 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", params=["splat", "nerf"])
-def steps(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
-    """Preset, and what every step of the scenario reported."""
+def run(kind: str, folder: Path) -> dict[str, Any]:
+    """What every step of a scenario reported, by name."""
     pytest.importorskip("gsplat")
-    folder = tmp_path_factory.mktemp(request.param)
-    paths = [str(HERE.parents[1]), str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")]
-    variables = os.environ | build(folder) | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, "-W", "ignore", str(HERE / "scenario.py"), request.param, str(folder)]
+    paths = [HERE.parents[1], HERE.parents[1] / "scripts", HERE.parent, HERE, os.environ.get("PYTHONPATH", "")]
+    variables = os.environ | build(folder) | {"PYTHONPATH": os.pathsep.join(filter(None, map(str, paths)))}
+    command = [sys.executable, "-W", "ignore", str(HERE / "scenario.py"), kind, str(folder)]
     done = subprocess.run(command, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return request.param, {step["name"]: step for step in found}
+    return {step["name"]: step for step in found}
+
+
+@pytest.fixture(scope="module", params=["splat", "nerf"])
+def steps(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """Preset, and what every step of its training and use reported."""
+    return request.param, run(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def test_gpu_check_compares_with_the_device(tmp_path: Path) -> None:
+    """With more than 32 channels too, where gsplat's absgrad is that of the last chunk."""
+    rows = run("parity", tmp_path)
+    assert list(rows) == [f"{channels} channels" for channels in (1, 3, 16, 32, 48)]
+    for row in rows.values():
+        assert row["passed"], row
+    assert "absgrad" in rows["32 channels"]["gradients"] and "absgrad" not in rows["48 channels"]["gradients"]
 
 
 def test_nothing_is_on_the_wrong_device(steps: tuple[str, dict[str, Any]]) -> None:

@@ -1,6 +1,6 @@
 """Trains a GPU preset in miniature on the pretended GPU and uses the run; prints one JSON object per line.
 
-python scenario.py splat|nerf FOLDER, under the variables of :func:`environment.build`.
+python scenario.py splat|nerf|parity FOLDER, under the variables of :func:`environment.build`.
 """
 
 from __future__ import annotations
@@ -170,8 +170,19 @@ def use(run: Path, folder: Path) -> None:
         attempt("export the scene", lambda: scene.export(folder / "scene.ply"))
 
 
+def parity() -> None:
+    """The first table of scripts/gpu_check.py: our CPU kernels against gsplat's wrappers."""
+    import gpu_check
+    import torch
+
+    for row in gpu_check.parity(torch.device("cuda")):
+        report(f"{row['channels']} channels", **{name: row[name] for name in ("image", "alpha", "gradients", "passed")})
+
+
 def main(kind: str, folder: Path) -> None:
     with PretendedGpu():
+        if kind == "parity":
+            return parity()
         use(train(miniature(kind, folder)), folder)
 
 
