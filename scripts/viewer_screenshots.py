@@ -95,7 +95,7 @@ def main() -> None:
             browser.until(lambda: browser.shows("Selected"), "the selection")
             browser.unfold("Objects")
             browser.press("List objects")
-            browser.until(lambda: browser.shows("things listed"), "the list")
+            browser.until(lambda: browser.shows("objects listed"), "the list")
             shoot("click")
     finally:
         viewer.terminate()
