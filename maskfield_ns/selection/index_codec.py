@@ -18,7 +18,7 @@ _MOST = 1 << 31
 def pack_indices(indices: Int[np.ndarray, " N"]) -> str:
     """Sorted, distinct indices below 2^31 as base64 of their deflated differences."""
     steps = np.diff(indices, prepend=0).astype("<u4")
-    return base64.b64encode(zlib.compress(steps.tobytes(), 9)).decode("ascii")
+    return base64.b64encode(zlib.compress(steps.tobytes(), 6)).decode("ascii")
 
 
 def unpack_indices(text: Any, below: int, most: int = _MOST) -> Int[np.ndarray, " N"]:
