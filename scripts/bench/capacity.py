@@ -191,7 +191,7 @@ def association(world: World, folder: Path) -> dict[str, Any]:
 
     def group() -> dict[str, Any]:
         each: Iterator[ViewMasks] = (ViewMasks(world.cells(v), view.sparse()) for v, view in enumerate(views))
-        cells = mask_cells(each, RESOLUTION**3)
+        cells = mask_cells(each, RESOLUTION**3).compact()
         levels, counts = np.concatenate([view.levels for view in views]), []
         for level in range(len(LEVELS)):
             groups = associate(cells, levels == level, min_views=3)

@@ -65,6 +65,11 @@ class MaskCells(NamedTuple):
         """Number of each mask within its view."""
         return np.arange(len(self.view_of)) - np.searchsorted(self.view_of, self.view_of)
 
+    def compact(self) -> MaskCells:
+        """Without the cells that no mask covers, which matter to nothing; the others are numbered anew."""
+        used = np.unique(self.members.indices)
+        return MaskCells(_compact(self.members, used), _compact(self.seen, used), self.view_of)
+
 
 def mask_cells(views: Iterable[ViewMasks], num_cells: int) -> MaskCells:
     """Which cells the masks of some views cover; the views may come one by one, nothing of them is kept."""
@@ -120,7 +125,7 @@ def nested(
             this much.
         min_agreement: masks that agree less with their own group do not count.
     """
-    members, seen, view_of = cells
+    members, seen, view_of = cells.compact()
     num_views, num_cells = len(seen.indptr) - 1, _columns(members)
     first = np.searchsorted(view_of, np.arange(num_views))
     chosen = [

@@ -111,7 +111,7 @@ class MaskStage:
     def prepare(self, adopt: bool) -> None:
         """Groups masks across views and, with ``adopt``, lets queries stand for the groups (not when resuming)."""
         self.prepared = True
-        cells = mask_cells((self._view_masks(view) for view in range(len(self.views))), self.num_cells)
+        cells = mask_cells((self._view_masks(view) for view in range(len(self.views))), self.num_cells).compact()
         targets = list(self.views)
         levels = np.concatenate([t.levels for t in targets]).astype(np.int64)
         first = np.searchsorted(cells.view_of, np.arange(len(targets)))
