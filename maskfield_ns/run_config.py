@@ -137,6 +137,10 @@ class _SettingsLoader(yaml.SafeLoader):
         values = self.construct_sequence(node, deep=True) if isinstance(node, yaml.SequenceNode) else []
         if suffix == "_operator.getitem" and len(values) == 2 and all(isinstance(value, type) for value in values):
             return values[0][values[1]]  # VanillaDataManager[DepthDataset]
+        if suffix == "builtins.getattr" and len(values) == 2:  # how Python 3.11.0 to 3.11.3 writes a member
+            members = values[0].__members__ if isinstance(values[0], type) and issubclass(values[0], Enum) else {}
+            if isinstance(values[1], str) and values[1] in members:
+                return members[values[1]]
         if not all(isinstance(value, (str, int, float)) for value in values):
             raise _ForeignName(suffix)
         if suffix.startswith("pathlib."):

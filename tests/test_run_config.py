@@ -43,6 +43,10 @@ FOREIGN = {
     "a class that is no setting": "!!python/object:nerfstudio.engine.trainer.Trainer {{}}",
     "a class that is called": "!!python/object/apply:nerfstudio.engine.trainer.TrainerConfig []",
     "a dunder field": "!!python/object:nerfstudio.configs.base_config.MachineConfig {{__class__: 1}}",
+    "an attribute": "!!python/object/apply:builtins.getattr [!!python/name:nerfstudio.utils.writer.EventName '', mro]",
+    "an attribute of no enumeration": (
+        "!!python/object/apply:builtins.getattr [!!python/name:nerfstudio.engine.trainer.TrainerConfig '', setup]"
+    ),
     "a subscript": "!!python/object/apply:_operator.getitem [{{a: !!python/name:os.system }}, a]",
 }
 
@@ -91,6 +95,17 @@ def test_paths_of_another_system_are_read(methods: dict[str, Any], tmp_path: Pat
     windows = "output_dir: !!python/object/apply:pathlib.WindowsPath ['C:\\\\', runs]"
     path.write_text(text.replace("output_dir: !!python/object/apply:pathlib.PosixPath\n- outputs", windows, 1))
     assert read_config(path).output_dir == Path("C:/runs")
+
+
+def test_members_of_enumerations_are_read_as_some_pythons_write_them(methods: dict[str, Any], tmp_path: Path) -> None:
+    """Python 3.11.0 to 3.11.3 pickle them as attributes, all others by value."""
+    from nerfstudio.utils.writer import EventName
+
+    path = tmp_path / "config.yml"
+    text = yaml.dump(methods["maskfield-lite"])
+    member = "!!python/object/apply:builtins.getattr [!!python/name:nerfstudio.utils.writer.EventName '', ETA]"
+    path.write_text(text.replace("\nload_step: null", f"\nload_step: {member}", 1))
+    assert read_config(path).load_step is EventName.ETA
 
 
 def test_an_insertion_does_not_run_another_runs_config(methods: dict[str, Any], tmp_path: Path) -> None:
