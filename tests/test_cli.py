@@ -97,7 +97,7 @@ def test_run_without_a_checkpoint(fails: Ask, run: Path) -> None:
 
 def test_checkpoint_of_another_schema(fails: Ask, run: Path) -> None:
     state = torch.load(checkpoint(run))
-    state["pipeline"]["_model.query_head.schema_version"] += 1
+    state["pipeline"]["_model.system.query_head.schema_version"] += 1
     torch.save(state, checkpoint(run))
     assert "layout 2" in fails(run)
 

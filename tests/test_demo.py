@@ -199,8 +199,10 @@ def test_extract_is_for_the_method_that_the_machine_is_meant_for(
 
 
 def test_extract_knows_the_registered_methods_only(tmp_path: Path) -> None:
-    with pytest.raises(MaskfieldError, match=r"no method 'nerfacto'.*maskfield, maskfield-lite"):
+    with pytest.raises(MaskfieldError, match=r"no masks are made for the method 'nerfacto'.*maskfield, maskfield-lite"):
         extract(tmp_path, "nerfacto", None, "preset", "preset")
+    with pytest.raises(MaskfieldError, match=r"no method 'nobody'.*maskfield, maskfield-lite"):
+        extract(tmp_path, "nobody", None, "preset", "preset")
     with pytest.raises(CaptureError, match="No such capture"):
         extract(tmp_path / "nowhere", "maskfield-lite", None, "preset", "preset")
 

@@ -66,3 +66,12 @@ def test_a_checkpoint_of_the_first_version_keeps_its_queries(tmp_path: Path) -> 
     state["query_head.semantic_table"] = vectors
     model.load_state_dict(state)
     assert torch.equal(model.query_head.embeddings, vectors)
+
+
+@pytest.mark.parametrize("name", registry.SYSTEMS)
+def test_nerfstudios_viewer_can_look_through_a_system_that_has_not_begun(name: str) -> None:
+    """It reads every attribute of everything in a pipeline, properties too."""
+    from nerfstudio.viewer.utils import parse_object
+    from nerfstudio.viewer.viewer_elements import ViewerElement
+
+    assert parse_object(registry.system_config(name).setup(None), ViewerElement, "here") == []

@@ -26,6 +26,7 @@ def config(folder: Path, **options: Any) -> Any:
 def trainer(folder: Path, **options: Any) -> MaskfieldTrainer:
     made = MaskfieldTrainer(config(folder, **options))
     pipeline: Any = torch.nn.Linear(2, 2)
+    pipeline.datamanager = SimpleNamespace()
     optimizers: Any = SimpleNamespace(optimizers={}, schedulers={})
     made.pipeline, made.optimizers = pipeline, optimizers
     return made

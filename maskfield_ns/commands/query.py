@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maskfield_ns.answers.answer import Answer
 from maskfield_ns.commands.options import Result
 from maskfield_ns.errors import MaskfieldError
 from maskfield_ns.files import slug, write_json
 from maskfield_ns.pictures.sheets import class_picture, contact_sheet, heat_map, overlay, save_png
-from maskfield_ns.scene import Answer, RenderedView, Scene
+from maskfield_ns.scene import RenderedView, Scene
 
 if TYPE_CHECKING:
     from maskfield_ns.cli import Query

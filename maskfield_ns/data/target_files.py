@@ -12,8 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from maskfield_ns.cache.schema import CacheEntry, canonical_json, entry_stem
 from maskfield_ns.cache.store import write_atomically
@@ -47,6 +45,8 @@ def kept_targets(folder: Path, entry: CacheEntry, depends_on: object, reduce: Ca
     tensors["valid"] = tensors["valid"].view(np.uint8)
     path.parent.mkdir(exist_ok=True)
     metadata = {"format": FORMAT, "key": key, "checksum": _checksum(key, tensors)}
+    from safetensors.numpy import save
+
     write_atomically(path, save(tensors, metadata=metadata))
     return targets
 
@@ -54,6 +54,8 @@ def kept_targets(folder: Path, entry: CacheEntry, depends_on: object, reduce: Ca
 def _load(path: Path, key: str) -> dict[str, np.ndarray] | None:
     if not path.is_file():
         return None
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

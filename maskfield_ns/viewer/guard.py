@@ -524,7 +524,6 @@ def look_past_ended_processes() -> None:
     viser 0.2.7 looks through all processes for a development server of its page and stumbles over one that has just
     ended (psutil.NoSuchProcess).
     """
-    import psutil
     from viser import _client_autobuild as module
 
     autobuild: Any = module  # names that viser does not export
@@ -533,6 +532,8 @@ def look_past_ended_processes() -> None:
         return
 
     def check() -> bool:
+        import psutil  # as viser does, when a viewer starts
+
         try:
             return original()
         except psutil.Error:

@@ -58,9 +58,8 @@ class DenseSystem(System):
         self._views: MaskViews | None = None
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
-    @property
-    def views(self) -> MaskViews:
-        """The training views."""
+    def training_views(self) -> MaskViews:
+        """The training views. (No property: nerfstudio's viewer reads every property of a model's parts.)"""
         assert self._views is not None, "begin() comes first"
         return self._views
 
@@ -81,9 +80,9 @@ class DenseSystem(System):
     @torch.no_grad()
     def teacher(self, view: int, device: torch.device) -> tuple[Float[Tensor, "P C"], Float[Tensor, " P"]]:
         """What the teacher says of a view's pixels, unit length, and how much of each pixel it speaks of."""
-        targets = self.views.tensors(view, device)
+        targets = self.training_views().tensors(view, device)
         if self.config.teacher == "dense":
-            return F.normalize(self.views.dense(view, device), dim=-1), targets.valid.float()
+            return F.normalize(self.training_views().dense(view, device), dim=-1), targets.valid.float()
         return masks_as_maps(targets)
 
     @torch.no_grad()
@@ -112,7 +111,7 @@ class DenseSystem(System):
     def end(self, space: Space) -> None:
         """Codes of what the scene shows now, which agrees across views as the teacher does not."""
         device = self.query_head.support.device
-        shown = [space.render(view).to(device) for view in self.views.supervised]
+        shown = [space.render(view).to(device) for view in self.training_views().supervised]
         lengths = [(view @ self.query_head.semantic_basis).norm(dim=-1) for view in shown]
         solid = [view[length > 0.5] for view, length in zip(shown, lengths, strict=True)]
         if any(len(view) for view in solid):  # else the scene is fog, and what the teacher said stays

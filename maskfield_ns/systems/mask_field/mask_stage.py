@@ -291,9 +291,8 @@ class MaskFieldSystem(System):
         )
         self._stage: MaskStage | None = None
 
-    @property
-    def stage(self) -> MaskStage:
-        """The stage that is under way."""
+    def under_way(self) -> MaskStage:
+        """The stage that has begun. (No property: nerfstudio's viewer reads every property of a model's parts.)"""
         assert self._stage is not None, "begin() comes first"
         return self._stage
 
@@ -307,7 +306,7 @@ class MaskFieldSystem(System):
         return found if more == planned else f"{found}; more than the {planned} queries planned for: now {more}"
 
     def start(self, view: int, device: torch.device) -> Start:
-        return Start(*self.stage.pixel_codes(view, device))
+        return Start(*self.under_way().pixel_codes(view, device))
 
     def losses(self, view: int, features: Float[Tensor, "P channels"]) -> Losses:
-        return self.stage.losses(view, features)
+        return self.under_way().losses(view, features)
