@@ -176,14 +176,20 @@ def good(folder: Path, step: int | None = None) -> Iterator[Path]:
             steps = ", ".join(str(int(path.stem.removeprefix("step-"))) for path in there)
             raise CheckpointError(f"no checkpoint of step {step} in {folder}; there are: {steps}")
         there = wanted
-    last = "all of them are named above"
+    damaged: list[tuple[Path, str]] = []
     for path in there:
         if (reason := problem(path)) is None:
+            for passed in damaged:
+                pass_over(*passed)
+            damaged.clear()
             yield path
         else:
-            pass_over(path, reason)
-            last = f"{path.name}: {reason}"
-    raise CheckpointError(f"no usable checkpoint in {folder}: {last}")
+            damaged.append((path, reason))
+    if damaged:
+        (path, reason), older = damaged[0], len(damaged) - 1
+        more = f"; {older} older ones are damaged, too" if older else ""
+        raise CheckpointError(f"no usable checkpoint in {folder}: {path.name}: {reason}{more}")
+    raise CheckpointError(f"no usable checkpoint in {folder}")
 
 
 def pass_over(path: Path, reason: object) -> None:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from segment_anything.utils.amg import build_point_grid, generate_crop_boxes, remove_small_regions
+from skimage.measure import label
 
 from maskfield_ns.errors import WeightsError
 from maskfield_ns.foundation.config import MaskGeneratorConfig
@@ -238,8 +239,14 @@ def test_specks_are_those_of_the_whole_picture(size, area, box, share, seed):
     rows, columns = slice(*sorted(box[:2])), slice(*sorted(box[2:]))
     mask[rows, columns] = np.random.default_rng(seed).random(mask[rows, columns].shape) < share
     expected, _ = remove_small_regions(mask, area, mode="holes")
-    expected, _ = remove_small_regions(expected, area, mode="islands")
-    np.testing.assert_array_equal(without_specks(mask.copy(), area), expected)
+    filled, (expected, _) = expected, remove_small_regions(expected, area, mode="islands")
+    found = without_specks(mask.copy(), area)
+    sizes = np.sort(np.bincount(label(filled, connectivity=2).ravel())[1:])[::-1]
+    if len(sizes) > 1 and sizes[0] == sizes[1] < area:
+        # Which of two largest islands stays follows from the order of labels: either is right.
+        assert found.sum() == expected.sum() and not (found & ~filled).any()
+    else:
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_enlarged_masks_keep_their_share_of_the_picture():

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from maskfield_ns.cache.schema import CacheEntry, canonical_json, entry_stem
-from maskfield_ns.cache.store import write_atomically
 from maskfield_ns.data.mask_views import MaskTargets, unit_vectors
 
 FORMAT = "maskfield-targets"
@@ -46,6 +45,8 @@ def kept_targets(folder: Path, entry: CacheEntry, depends_on: object, reduce: Ca
     path.parent.mkdir(exist_ok=True)
     metadata = {"format": FORMAT, "key": key, "checksum": _checksum(key, tensors)}
     from safetensors.numpy import save
+
+    from maskfield_ns.cache.store import write_atomically
 
     write_atomically(path, save(tensors, metadata=metadata))
     return targets
