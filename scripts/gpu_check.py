@@ -156,10 +156,12 @@ def queries(timer: Timer, count: int, size: tuple[int, int]) -> dict[str, Any]:
         turn[0] += 1
         prepared = prepare_view(**gaussians, viewmat=view, K=K, width=width, height=height)
         image, _ = rasterize_features(prepared, features)
-        scores = decision.phrase_relevancy(head.embeddings, head.valid(1.0), text, negatives, rule)
+        scores = decision.phrase_relevancy(head.embeddings, head.valid(1.0), text, negatives, 10.0)
+        weights = torch.ones_like(head.support)
+        verdict = decision.judge(scores, weights, None, rule)
         for rows in image.split(max(1, (1 << 17) // width)):
             heat = decision.heat_map(head.probabilities(rows, every), scores, head.levels, rule)
-            decision.phrase_masks(heat, scores, torch.ones_like(head.support), rule)
+            decision.phrase_masks(heat, verdict)
 
     result: dict[str, Any] = {"gaussians": count, "width": width, "height": height} | timer(frame)
     result["frames_per_second"] = 1e3 / result["ms"]

@@ -267,8 +267,6 @@ def capture(
             spot = (x + rng.normal(0, 0.01), y + rng.normal(0, 0.01), yaw + rng.normal(0, 10))
             if not add_object(rng, stock, layout, by_path[path], "rest", colour, spot, size):
                 raise RuntimeError(f"no room for the {name}")
-        bodies = list(layout.instances)
-        fov, total = 52.0, views + test_views
         light = {
             "lightDirection": (1.5, -1.0, 3.0),
             "lightDistance": 0.9,
@@ -276,30 +274,59 @@ def capture(
             "lightAmbientCoeff": 0.55,
             "lightDiffuseCoeff": 0.5,
         }
-        held_out = set(np.linspace(0, total - 1, test_views + 2).round().astype(int)[1:-1].tolist())
-        for sub in ("images", "gt/instance"):
-            (output / sub).mkdir(parents=True, exist_ok=True)
-        frames, points, colours = [], [], []
-        for i in range(total):
-            pitch, distance = ((20, 1.25), (36, 1.3), (55, 1.2))[i % 3]
-            target = np.array([0, 0, 0.68]) + rng.normal(0, 0.03, 3)
-            eye = orbit(
-                target, distance + rng.normal(0, 0.05), 360 * i / total + rng.normal(0, 3), pitch + rng.normal(0, 2)
-            )
-            view = View(eye, target, np.array([0, 0, 1.0]), fov, light)
-            rgb, depth, seg = render(view, width, height)
-            ids = np.zeros(seg.shape, np.uint8)
-            for number, body in enumerate(bodies, 1):
-                ids[seg & 0xFFFFFF == body] = number
-            ids[seg < 0] = 0
-            name = f"frame_{i + 1:05d}"
-            Image.fromarray(rgb).save(output / "images" / f"{name}.jpg", quality=92)
-            Image.fromarray(ids).save(output / "gt" / "instance" / f"{name}.png")
-            frames.append({"file_path": f"images/{name}.jpg", "transform_matrix": camera_to_world(view).tolist()})
-            near = np.flatnonzero((seg >= 0).ravel() & (depth.ravel() < 4)) if i not in held_out else np.empty(0, int)
-            pick = rng.choice(near, min(len(near), -(-8000 // views)), replace=False)
-            points.append(unproject(view, depth).reshape(-1, 3)[pick])
-            colours.append(rgb.reshape(-1, 3)[pick])
+        labels = {
+            body: {"name": name, "class": layout.instances[body].cls, "queries": words}
+            for name, body, words in zip(names, layout.instances, queries, strict=True)
+        }
+        photograph(output, rng, labels, light, np.array([0, 0, 0.68]), 1.0, (views, test_views), (width, height))
+
+
+def photograph(
+    output: Path,
+    rng: np.random.Generator,
+    labels: dict[int, dict[str, Any]],
+    light: dict[str, Any],
+    centre: np.ndarray,
+    spread: float,
+    views: tuple[int, int],
+    size: tuple[int, int],
+) -> None:
+    """Photograph the world's present layout from an orbit and write pictures, cameras, points and labels.
+
+    Args:
+        output: folder of the capture.
+        rng: of everything that varies.
+        labels: what ``gt/labels.json`` says of each labelled body.
+        light: of the renderer.
+        centre: what cameras look at, in meters.
+        spread: distance of the cameras, in units of what suits a table of 1.5 m.
+        views: how many for training, and held out.
+        size: width and height in pixels.
+    """
+    fov, total, (width, height) = 52.0, sum(views), size
+    held_out = set(np.linspace(0, total - 1, views[1] + 2).round().astype(int)[1:-1].tolist())
+    for sub in ("images", "gt/instance"):
+        (output / sub).mkdir(parents=True, exist_ok=True)
+    frames, points, colours = [], [], []
+    for i in range(total):
+        pitch, distance = ((20, 1.25), (36, 1.3), (55, 1.2))[i % 3]
+        target = centre + rng.normal(0, 0.03, 3)
+        away = spread * (distance + rng.normal(0, 0.05))
+        eye = orbit(target, away, 360 * i / total + rng.normal(0, 3), pitch + rng.normal(0, 2))
+        view = View(eye, target, np.array([0, 0, 1.0]), fov, light)
+        rgb, depth, seg = render(view, width, height)
+        ids = np.zeros(seg.shape, np.uint8)
+        for number, body in enumerate(labels, 1):
+            ids[seg & 0xFFFFFF == body] = number
+        ids[seg < 0] = 0
+        name = f"frame_{i + 1:05d}"
+        Image.fromarray(rgb).save(output / "images" / f"{name}.jpg", quality=92)
+        Image.fromarray(ids).save(output / "gt" / "instance" / f"{name}.png")
+        frames.append({"file_path": f"images/{name}.jpg", "transform_matrix": camera_to_world(view).tolist()})
+        near = np.flatnonzero((seg >= 0).ravel() & (depth.ravel() < 4)) if i not in held_out else np.empty(0, int)
+        pick = rng.choice(near, min(len(near), -(-8000 // views[0])), replace=False)
+        points.append(unproject(view, depth).reshape(-1, 3)[pick])
+        colours.append(rgb.reshape(-1, 3)[pick])
     write_sparse(output / "sparse.ply", np.concatenate(points), np.concatenate(colours), rng)
     files = [f["file_path"] for f in frames]
     test = [f for i, f in enumerate(files) if i in held_out]
@@ -323,11 +350,8 @@ def capture(
         "frames": frames,
     }
     (output / "transforms.json").write_text(json.dumps(transforms))
-    labels = {
-        str(i): {"name": name, "class": layout.instances[body].cls, "queries": words}
-        for i, (name, body, words) in enumerate(zip(names, bodies, queries, strict=True), 1)
-    }
-    (output / "gt" / "labels.json").write_text(json.dumps(labels, indent=1))
+    numbered = {str(i): label for i, label in enumerate(labels.values(), 1)}
+    (output / "gt" / "labels.json").write_text(json.dumps(numbered, indent=1))
 
 
 def write_sparse(path: Path, points: np.ndarray, colours: np.ndarray, rng: np.random.Generator) -> None:

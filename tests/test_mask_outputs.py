@@ -7,16 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskfield_ns.answers import decision, render
+from maskfield_ns.answers import render
 from maskfield_ns.answers.ask import ActiveQuery, ask
 from maskfield_ns.answers.decision import DecisionRule
 from maskfield_ns.answers.render import answer_view, feature_colours, mask_pictures, query_masks
 from maskfield_ns.pictures.colors import palette
 from maskfield_ns.systems.query_head import QueryHead
 
-RULE = DecisionRule(
-    found_threshold=0.6, window=0.1, levels_agreeing=1, min_support=3.0, temperature=10.0, class_temperature=20.0
-)
+RULE = DecisionRule(found_threshold=0.6, window=0.1, levels_agreeing=1, min_support=3.0)
 EMBEDDING_DIM = 6
 HEIGHT, WIDTH = 5, 8
 ALWAYS = {"mask_features", "mask_instances", "class_map"}
@@ -141,8 +139,7 @@ def test_found_phrase_is_shown_where_its_thing_is(table_head: QueryHead) -> None
     active = ask(
         table_head, ["left", "right", "nowhere"], torch.cat([phrase(2), phrase(3), phrase(5)]), NEGATIVES, RULE
     )
-    sure = decision.evidence(active.scores, active.weights)
-    assert (sure >= RULE.found_threshold).tolist() == [True, True, False]
+    assert active.verdict.found.tolist() == [True, True, False]
     rgb, features = some_rgb(), halves(table_head, 8, 9)
     pictures = mask_pictures(features, rgb, table_head, active, RULE)
     left, right = (slice(None), slice(0, WIDTH // 2)), (slice(None), slice(WIDTH // 2, None))

@@ -27,6 +27,6 @@ def test_a_config_of_the_first_version_is_read() -> None:
     from maskfield_ns.systems.mask_field.mask_stage import MaskStageConfig
 
     rule, stage, pipeline = yaml.load(text, Loader=yaml.Loader)
-    assert type(rule) is DecisionRule and rule.found_threshold == 0.365
+    assert type(rule) is DecisionRule and rule == DecisionRule()
     assert type(stage) is MaskStageConfig
     assert pipeline is MaskfieldPipeline

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from maskfield_ns.answers.decision import DecisionRule
+_SHARPNESS = 10.0
+"""Logits of relevancy between any two objects of a scene and the very same."""
 
 
 def likeness(
@@ -23,10 +24,15 @@ def likeness(
     """
     unit = F.normalize(embeddings.float(), dim=-1)
     examples = F.normalize(examples.to(unit), dim=-1)
-    own = unit[valid]
-    pairs = (own @ own.T)[~torch.eye(len(own), dtype=torch.bool, device=own.device)]
-    usual = pairs.median().clamp(max=0.95) if len(pairs) else pairs.new_zeros(())
+    usual = usual_cosine(embeddings, valid)
     return (examples @ unit.T - usual) / (1 - usual)
+
+
+def usual_cosine(embeddings: Float[Tensor, "Q C"], valid: Bool[Tensor, " Q"]) -> Float[Tensor, ""]:
+    """Cosine of any two objects of the scene: the median over its queries."""
+    own = F.normalize(embeddings[valid].float(), dim=-1)
+    pairs = (own @ own.T)[~torch.eye(len(own), dtype=torch.bool, device=own.device)]
+    return pairs.median().clamp(max=0.9999) if len(pairs) else pairs.new_zeros(())
 
 
 def image_relevancy(
@@ -34,7 +40,6 @@ def image_relevancy(
     valid: Bool[Tensor, " Q"],
     images: Float[Tensor, "T C"],
     nothing: Float[Tensor, "K C"],
-    rule: DecisionRule,
 ) -> Float[Tensor, "T Q"]:
     """Relevancy of every query to images, in [0, 1] on the scale of a phrase's; 0 for queries that do not count.
 
@@ -47,12 +52,12 @@ def image_relevancy(
         valid: queries that count.
         images: embeddings of what is looked for.
         nothing: embeddings of :func:`images_of_nothing`.
-        rule: the temperature.
     """
     unit, examples = F.normalize(embeddings.float(), dim=-1), F.normalize(images.to(embeddings).float(), dim=-1)
     hardest = (examples @ F.normalize(nothing.to(unit), dim=-1).T).amax(dim=-1, keepdim=True)
-    margin = torch.minimum(likeness(embeddings, valid, images) - 0.5, examples @ unit.T - hardest)
-    return torch.sigmoid(rule.temperature * margin) * valid
+    usual = usual_cosine(embeddings, valid)
+    margin = torch.minimum(likeness(embeddings, valid, images) - 0.5, (examples @ unit.T - hardest) / (1 - usual))
+    return torch.sigmoid(_SHARPNESS * margin) * valid
 
 
 @lru_cache(maxsize=1)

@@ -103,6 +103,7 @@ def phrase_rule(
     scores: Float[Tensor, " Q"],
     levels: Int[Tensor, " Q"],
     valid: Bool[Tensor, " Q"],
+    threshold: float,
     rule: DecisionRule,
 ) -> MembershipRule:
     """The rule by which pixels answer a phrase (:func:`.decision.phrase_masks`), for anything that has mask features.
@@ -111,11 +112,11 @@ def phrase_rule(
         scores: relevancy of every query to the phrase.
         levels: level of every query.
         valid: queries that count; at least one.
-        rule: how relevancies become answers.
+        threshold: relevancy from which a pixel answers.
+        rule: how many levels must agree.
     """
     used = valid.nonzero()[:, 0]
     agreeing = min(rule.levels_agreeing, len(levels[used].unique()))
-    threshold = max(rule.mask_share * float(scores[used].max()), 1e-6)
     return MembershipRule(tuple(used.tolist()), tuple(scores[used].tolist()), threshold, agreeing)
 
 

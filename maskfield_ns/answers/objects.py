@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib import resources
 
 import numpy as np
 import torch
@@ -13,11 +11,13 @@ from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
+from maskfield_ns.answers.ask import cosine_spread
 from maskfield_ns.answers.assignments import PixelAssignments
 from maskfield_ns.answers.decision import DecisionRule
 from maskfield_ns.answers.questions import valid_queries
 from maskfield_ns.answers.relevancy import relevancy
 from maskfield_ns.foundation.protocols import LEVELS
+from maskfield_ns.foundation.vocabulary import calibration_bank, vocabulary
 from maskfield_ns.systems.query_head import QueryHead
 
 UNNAMED = "unnamed"
@@ -53,14 +53,6 @@ class SceneObject:
         return f"{self.name} · {100 * self.size:.1f} % · {self.confidence:.2f}"
 
 
-@lru_cache(maxsize=1)
-def vocabulary() -> tuple[str, ...]:
-    """The packaged names: common objects indoors and outdoors."""
-    text = resources.files("maskfield_ns.assets").joinpath("vocabulary.txt").read_text(encoding="utf-8")
-    lines = (line.strip() for line in text.splitlines())
-    return tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
-
-
 def overview_cameras(cameras: Cameras) -> list[Cameras]:
     """A few small cameras [1], evenly spread over training cameras [N], to list a scene's objects from."""
     chosen = np.unique(np.linspace(0, len(cameras) - 1, min(OVERVIEW_VIEWS, len(cameras))).astype(int)).tolist()
@@ -88,7 +80,7 @@ def list_objects(
         negatives: phrases that relevancy is measured against.
         views: of the scene; they give the sizes.
         rule: which queries count, and how relevant a name must be.
-        phrases: names to choose from; by default :func:`vocabulary`, with a color where that fits better.
+        phrases: names to choose from; by default the packaged vocabulary, with a color where that fits better.
         level: only queries of this mask level; None: whole objects, and parts that have a name of their own.
 
     Raises:
@@ -103,10 +95,11 @@ def list_objects(
     wanted = wanted[size[wanted].argsort(descending=True)]
     embeddings = head.embeddings.detach()
     against = text(negatives).to(embeddings)
+    temperature = rule.sharpness / cosine_spread(head, text(calibration_bank()), rule)
     listed: list[SceneObject] = []
     for query in sorted(wanted.tolist(), key=lambda query: -int(head.levels[query])):  # stable: whole objects first
         name = full_name(embeddings[query], text, phrases)
-        confidence = float(relevancy(embeddings[query], text([name]).to(embeddings), against, rule.temperature))
+        confidence = float(relevancy(embeddings[query], text([name]).to(embeddings), against, temperature))
         named = confidence >= rule.found_threshold
         of_level = LEVELS[int(head.levels[query])] if head.by_level else ""
         if level is None and of_level not in ("", LEVELS[-1]):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from maskfield_ns.answers import clicks, decision
 from maskfield_ns.answers.answer import Answer, Place
+from maskfield_ns.answers.ask import cosine_spread, judge_scores
 from maskfield_ns.answers.assignments import PixelAssignments
 from maskfield_ns.answers.decision import DecisionRule
 from maskfield_ns.answers.image_queries import image_relevancy, images_of_nothing
@@ -20,6 +21,7 @@ from maskfield_ns.answers.membership import phrase_rule, query_rule
 from maskfield_ns.answers.text import TextEncoder
 from maskfield_ns.errors import QuestionError, SelectionError
 from maskfield_ns.foundation.protocols import LEVELS
+from maskfield_ns.foundation.vocabulary import calibration_bank
 from maskfield_ns.systems.query_head import QueryHead
 
 Level = Literal["auto", "subpart", "part", "whole"]
@@ -41,6 +43,8 @@ class Question:
     negative_names: tuple[str, ...] = ()
     """The phrases."""
     of_images: bool = False
+    bank: Float[Tensor, "B C"] | None = None
+    """Embeddings of phrases of all kinds, which give cosines their unit; see :func:`.ask.cosine_spread`."""
 
 
 def level_index(level: str) -> int | None:
@@ -60,11 +64,6 @@ def valid_queries(head: QueryHead, rule: DecisionRule, level: int | None = None)
     return valid if level is None or not head.by_level else valid & (head.levels == level)
 
 
-def weights_of(head: QueryHead, rule: DecisionRule, level: int | None = None) -> Float[Tensor, " Q"]:
-    """How much each query counts as evidence that the scene has something."""
-    return decision.evidence_weights(head.support, head.levels, rule, subparts=level == 0)
-
-
 def question_relevancy(
     head: QueryHead, question: Question, rule: DecisionRule, level: int | None = None
 ) -> Float[Tensor, "T Q"]:
@@ -72,8 +71,9 @@ def question_relevancy(
     embeddings, valid = head.embeddings.detach(), valid_queries(head, rule, level)
     vectors, negatives = question.vectors.to(embeddings), question.negatives.to(embeddings)
     if question.of_images:
-        return image_relevancy(embeddings, valid_queries(head, rule), vectors, negatives, rule) * valid
-    return decision.phrase_relevancy(embeddings, valid, vectors, negatives, rule)
+        return image_relevancy(embeddings, valid_queries(head, rule), vectors, negatives) * valid
+    temperature = rule.sharpness / cosine_spread(head, question.bank, rule)
+    return decision.phrase_relevancy(embeddings, valid, vectors, negatives, temperature)
 
 
 def ask_texts(text: TextEncoder, phrases: Sequence[str], negatives: Sequence[str]) -> Question:
@@ -82,7 +82,7 @@ def ask_texts(text: TextEncoder, phrases: Sequence[str], negatives: Sequence[str
     Raises:
         CheckpointError: the run has no text model. WeightsError: its weights cannot be had.
     """
-    return Question(tuple(phrases), text(phrases), text(negatives), tuple(negatives))
+    return Question(tuple(phrases), text(phrases), text(negatives), tuple(negatives), bank=text(calibration_bank()))
 
 
 def ask_image(text: TextEncoder, image: UInt8[np.ndarray, "H W 3"], name: str = "image") -> Question:
@@ -102,16 +102,17 @@ def ask_image(text: TextEncoder, image: UInt8[np.ndarray, "H W 3"], name: str = 
 
 def answer_question(head: QueryHead, question: Question, rule: DecisionRule, level: int | None = None) -> list[Answer]:
     """An answer per text or image; each is answered on its own."""
-    valid, weights = valid_queries(head, rule, level), weights_of(head, rule, level)
+    valid, relevant = valid_queries(head, rule, level), question_relevancy(head, question, rule, level)
+    verdict = judge_scores(head, relevant, rule, level if head.by_level else None)
     answers = []
-    for name, scores in zip(question.names, question_relevancy(head, question, rule, level), strict=True):
+    for index, (name, scores) in enumerate(zip(question.names, relevant, strict=True)):
         (chosen,) = decision.select_queries(scores[None], rule)
-        best = float(decision.evidence(scores, weights))
-        found = best >= rule.found_threshold
+        best, found = float(verdict.evidence[index]), bool(verdict.found[index])
         order = scores.argsort(descending=True)
         ranked = zip(order.tolist(), chosen[order].tolist(), strict=True)  # at once: a GPU has to be waited for
         queries = tuple(q for q, answers in ranked if found and answers)
-        membership = phrase_rule(scores, head.levels, valid, rule) if valid.any() else None
+        threshold = float(verdict.thresholds[index])
+        membership = phrase_rule(scores, head.levels, valid, threshold, rule) if valid.any() else None
         answers.append(Answer(name, best, found, queries, question.negative_names, membership))
     return answers
 

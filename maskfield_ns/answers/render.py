@@ -99,7 +99,7 @@ def _pictures(
         pictures["class_map"] = dark
         return pictures
     heat = heat_of(features, probabilities, used, head, active, rule)
-    masks = decision.phrase_masks(heat, active.scores[:, used], active.weights[..., used], rule)
+    masks = decision.phrase_masks(heat, active.verdict)
     best = decision.phrase_map(masks, heat)
     table = palette(len(active.phrases), rgb.device)
     pictures["class_map"] = torch.where(best[..., None] >= 0, table[best.clamp(min=0)], dark)
@@ -126,13 +126,13 @@ def heat_of(
         used: indices of these.
         head: the scene's queries.
         active: what is asked. Image patches and clicks are scored against queries only.
-        rule: temperature, and how levels are pooled.
+        rule: how levels are pooled.
     """
     decoded = head.decoded(features) if len(active.classes) else None
     if decoded is None:
         return decision.heat_map(probabilities, active.scores[:, used], head.levels[used], rule)
     something = (decoded.norm(dim=-1, keepdim=True) > 0).float()
-    return relevancy(decoded, active.classes, active.negatives, rule.temperature) * something
+    return relevancy(decoded, active.classes, active.negatives, active.temperature) * something
 
 
 def class_votes(
@@ -141,6 +141,7 @@ def class_votes(
     classes: Float[Tensor, "N C"],
     negatives: Float[Tensor, "K C"],
     rule: DecisionRule,
+    temperature: float,
 ) -> Float[Tensor, "*batch N"]:
     """Score of features for each class of a list, in [0, 1]; 0 for all of them where nothing is known.
 
@@ -151,9 +152,11 @@ def class_votes(
         used, valid = _used(head, rule)
         embeddings = head.embeddings.detach()[used]
         probabilities = head.probabilities(features, used)
-        return decision.class_scores(probabilities, embeddings, valid, head.levels[used], classes, negatives, rule)
+        return decision.class_scores(
+            probabilities, embeddings, valid, head.levels[used], classes, negatives, temperature
+        )
     something = (decoded.norm(dim=-1, keepdim=True) > 0).float()
-    return class_probabilities(decoded, classes, negatives, rule.class_temperature) * something
+    return class_probabilities(decoded, classes, negatives, temperature) * something
 
 
 def _used(head: QueryHead, rule: DecisionRule) -> tuple[Int[Tensor, " U"], Bool[Tensor, " U"]]:
@@ -204,10 +207,10 @@ def _answer(
     used, _ = _used(head, rule)
     probabilities = head.probabilities(features, used)
     heat = heat_of(features, probabilities, used, head, active, rule)
-    masks = decision.phrase_masks(heat, active.scores[:, used], active.weights[..., used], rule)
+    masks = decision.phrase_masks(heat, active.verdict)
     classes = decision.phrase_map(masks, heat)
     if class_embeddings is not None and len(class_embeddings):
-        votes = class_votes(features, head, class_embeddings, active.negatives, rule)
+        votes = class_votes(features, head, class_embeddings, active.negatives, rule, active.class_temperature)
         classes = decision.class_map(votes)
     return ViewAnswer(
         masks.permute(2, 0, 1).cpu().numpy(), heat.permute(2, 0, 1).float().cpu().numpy(), classes.cpu().numpy()

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from maskfield_ns.answers.ask import ask
+from maskfield_ns.answers.ask import ask, cosine_spread
 from maskfield_ns.answers.decision import DecisionRule
 from maskfield_ns.answers.render import Outputs, ViewAnswer, answer_view, class_votes
 from maskfield_ns.data.undistortion import Undistortion
@@ -22,6 +22,7 @@ from maskfield_ns.evaluation.protocols.predictions import ViewPrediction, write_
 from maskfield_ns.evaluation.protocols.registry import benchmark
 from maskfield_ns.evaluation.protocols.sentences import sentences
 from maskfield_ns.evaluation.worst_cases import WorstCases
+from maskfield_ns.foundation.vocabulary import calibration_bank
 from maskfield_ns.systems.query_head import QueryHead
 
 _CHUNK_PIXELS = 1 << 15
@@ -148,10 +149,13 @@ class BenchmarkEvaluator:
             # Every pixel must have a class: what was not rendered takes that of the nearest pixel that was.
             scores, _ = self._at_labels(self.class_scores(features).cpu(), labels.size, how)
             return ViewPrediction(scores=scores.numpy())
-        answer = self._answer(labels.phrases, features)
+        bank = self.model.text(calibration_bank())
+        answer = self._answer(labels.phrases, features, bank)
         if self.protocol.kind == "masks" and how is None:  # resized by the scorer, as the protocol says
             return ViewPrediction(masks=dict(zip(labels.phrases, answer.masks, strict=True)))
-        maps, masks = torch.from_numpy(answer.relevancy), torch.from_numpy(answer.masks)
+        # The protocol thresholds LERF's relevancy, whatever the range of the embedder's cosines.
+        published = self._answer(labels.phrases, features, None) if self.protocol.kind == "relevancy" else answer
+        maps, masks = torch.from_numpy(published.relevancy), torch.from_numpy(answer.masks)
         if maps.shape[1:] != labels.size or how is not None:
             lowest = maps.amin(dim=(1, 2), keepdim=True)
             maps, seen = self._at_labels(maps, labels.size, how)
@@ -165,9 +169,11 @@ class BenchmarkEvaluator:
             self._own += [0.0 if iou is None else iou for iou in ious]
         return ViewPrediction(dict(zip(labels.phrases, maps.numpy()[:, None], strict=True)), own_masks)
 
-    def _answer(self, phrases: tuple[str, ...], features: Float[Tensor, "H W D"]) -> ViewAnswer:
+    def _answer(
+        self, phrases: tuple[str, ...], features: Float[Tensor, "H W D"], bank: Float[Tensor, "B D"] | None
+    ) -> ViewAnswer:
         negatives = self.model.text(self.model.config.negatives)
-        active = ask(self.head, phrases, self.model.text(phrases), negatives, self.rule)
+        active = ask(self.head, phrases, self.model.text(phrases), negatives, self.rule, bank)
         return answer_view(features, self.head, active, None, self.rule)
 
     @torch.no_grad()
@@ -176,8 +182,11 @@ class BenchmarkEvaluator:
         embeddings = self.head.embeddings.detach()
         classes = self._class_embeddings().to(embeddings)
         negatives = self.model.text(self.model.config.negatives).to(embeddings)
-        rows = max(1, _CHUNK_PIXELS // features.shape[1])
-        parts = [class_votes(part, self.head, classes, negatives, self.rule) for part in features.split(rows)]
+        spread = cosine_spread(self.head, self.model.text(calibration_bank()), self.rule)
+        temperature, rows = self.rule.class_sharpness / spread, max(1, _CHUNK_PIXELS // features.shape[1])
+        parts = [
+            class_votes(part, self.head, classes, negatives, self.rule, temperature) for part in features.split(rows)
+        ]
         scores = torch.cat(parts).permute(2, 0, 1).float()
         if not self.info.get("blank_competes", True):
             scores[0] = -1.0

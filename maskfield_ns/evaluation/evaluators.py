@@ -18,6 +18,7 @@ from maskfield_ns.evaluation.report import SegmentationReport
 from maskfield_ns.files import write_json
 from maskfield_ns.foundation.base import ProposerConfig
 from maskfield_ns.foundation.protocols import LEVELS, propose
+from maskfield_ns.foundation.vocabulary import calibration_bank
 from maskfield_ns.models.contract import QueryableModel
 from maskfield_ns.systems.query_head import QueryHead
 
@@ -48,7 +49,8 @@ class LabelEvaluator(Evaluator):
         self.labels, self.report = labels, SegmentationReport()
         phrases = [phrase for phrase, _ in labels.phrases()]
         negatives = model.text(model.config.negatives)
-        self.active: ActiveQuery = ask(self.head, phrases, model.text(phrases), negatives, self.rule)
+        bank = model.text(calibration_bank())
+        self.active: ActiveQuery = ask(self.head, phrases, model.text(phrases), negatives, self.rule, bank)
         self.classes = model.text(labels.classes()).to(self.active.classes)
 
     def add(self, name: str, outputs: Outputs, picture: Tensor) -> None:

@@ -27,6 +27,7 @@ from maskfield_ns.answers.text import TextEncoder
 from maskfield_ns.data.mask_views import MaskViews
 from maskfield_ns.data.run_info import RunInfo
 from maskfield_ns.errors import CheckpointError
+from maskfield_ns.foundation.vocabulary import calibration_bank
 from maskfield_ns.models.contract import Presenter, ViewListener
 from maskfield_ns.systems.base import Space, System, SystemConfig
 from maskfield_ns.systems.mask_field.mask_stage import MaskStageConfig
@@ -159,7 +160,8 @@ class QueryableMixin(Generic[View]):
             WeightsError: the text model of the run cannot be loaded.
         """
         against: tuple[str, ...] = tuple(negatives) if negatives else self.config.negatives
-        return ask(self.query_head, phrases, self.text(phrases), self.text(against), self.config.decision)
+        bank = self.text(calibration_bank())
+        return ask(self.query_head, phrases, self.text(phrases), self.text(against), self.config.decision, bank)
 
     def add_mask_pictures(self, outputs: Outputs) -> Outputs:
         """Adds the pictures of :func:`mask_pictures` to a view's outputs, whose features are set."""
@@ -199,6 +201,7 @@ class QueryableMixin(Generic[View]):
         if not self._begun:
             self._begin(look)
         features = self.mask_features(view, look)
+        self.query_head.remember(view, features)
         losses, figures = self.system.losses(view, features)
         return {"mask_features": features}, losses, figures
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ SCHEMA_VERSION = 2
 
 _LOGIT_SCALE = 10.0
 _LOGIT_OFFSET = -5.0
+_SAMPLED_VIEWS, _SAMPLED_PIXELS = 64, 256
+"""Pixels whose mask features are remembered: of so many training views so many each."""
 
 
 def spread_codes(count: int, dim: int, seed: int = 0, steps: int = 300) -> Float[Tensor, "Q D"]:
@@ -60,6 +62,7 @@ class QueryHead(nn.Module):
     """
 
     schema_version: Tensor
+    sample: Tensor
     support: Tensor
     visible: Tensor
     levels: Tensor
@@ -76,6 +79,8 @@ class QueryHead(nn.Module):
         super().__init__()
         self.num_queries, self.feature_dim, self.parametrisation = num_queries, feature_dim, parametrisation
         self.register_buffer("schema_version", torch.tensor(SCHEMA_VERSION))
+        channels = feature_dim * (len(LEVELS) if by_level else 1)
+        self.register_buffer("sample", torch.zeros(_SAMPLED_VIEWS * _SAMPLED_PIXELS, channels, dtype=torch.float16))
         self.register_buffer("support", torch.zeros(num_queries))
         self.register_buffer("visible", torch.zeros(num_queries))
         of_level = torch.arange(num_queries) * len(LEVELS) // num_queries
@@ -178,6 +183,22 @@ class QueryHead(nn.Module):
         """What features mean on their own, zero where nothing is; None: only queries mean anything."""
         return None
 
+    @torch.no_grad()
+    def remember(self, view: int, features: Float[Tensor, "P channels"]) -> None:
+        """Keeps the mask features of some of a training view's pixels, in the place of what it kept before.
+
+        The scene's pixels, a few thousand of them: enough to know how much of it answers a phrase without rendering.
+        """
+        generator = torch.Generator().manual_seed(view)
+        pixels = torch.randint(len(features), (_SAMPLED_PIXELS,), generator=generator).to(features.device)
+        start = view % _SAMPLED_VIEWS * _SAMPLED_PIXELS
+        self.sample[start : start + _SAMPLED_PIXELS] = features.detach()[pixels].to(self.sample)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if f"{prefix}support" in state_dict:  # a run from before there was a sample; nerfstudio also loads nothing here
+            state_dict.setdefault(f"{prefix}sample", torch.zeros_like(self.sample))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def resize_embeddings(self, state: dict[str, Tensor]) -> None:
         """Gives the CLIP vectors the size a checkpoint has, so that it can be opened without its text model."""
         if self.parametrisation == "table" and "semantic_table" in state:
@@ -276,11 +297,11 @@ def check_checkpoint(state: dict[str, Tensor], head: QueryHead) -> None:
             "open it with the version that wrote it, or train again"
         )
     expected = head.state_dict()
-    missing = sorted(set(expected) - set(state))
+    missing = sorted(set(expected) - set(state) - {"sample"})
     if missing:
         raise CheckpointError(f"the checkpoint lacks {', '.join(missing)}: it is incomplete or of another rule")
     for name, tensor in expected.items():
-        if not name.startswith("semantic") and tensor.shape != state[name].shape:
+        if not name.startswith("semantic") and name in state and tensor.shape != state[name].shape:
             raise CheckpointError(
                 f"{name} is {tuple(state[name].shape)} in the checkpoint and {tuple(tensor.shape)} in the config: "
                 "config.yml and checkpoint belong to different runs"

@@ -117,8 +117,8 @@ class Panel:
                 self.negatives = gui.add_text("Negatives", negatives, hint="What relevancy is measured against")
                 self.negatives.on_update(lambda _: self._typed())
                 self._slider("Threshold", rule.found_threshold, 0.0, 1.0, 0.01, "found_threshold", "Found from here on")
-                self._slider("Mask share", rule.mask_share, 0.05, 1.0, 0.01, "mask_share", "Smaller: larger masks")
-                self._slider("Temperature", rule.temperature, 1.0, 50.0, 0.5, "temperature", "Larger: sharper")
+                self._slider("Mask scale", rule.mask_scale, 0.2, 3.0, 0.05, "mask_scale", "Smaller: larger masks")
+                self._slider("Sharpness", rule.sharpness, 0.2, 9.0, 0.1, "sharpness", "Larger: sharper")
 
     def _button(self, label: str, action: Callable[[], None], icon: Any, hint: str) -> None:
         self.server.gui.add_button(label, icon=icon, hint=hint, color="gray").on_click(lambda _: action())

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from maskfield_ns.answers import decision
 from maskfield_ns.answers.answer import Answer, Chosen
+from maskfield_ns.answers.ask import judge_scores
 from maskfield_ns.answers.assignments import assign_pixels
 from maskfield_ns.answers.decision import DecisionRule
-from maskfield_ns.answers.objects import SceneObject, full_name, list_objects, vocabulary
+from maskfield_ns.answers.objects import SceneObject, full_name, list_objects
 from maskfield_ns.answers.questions import (
     Question,
     answer_pixel,
@@ -31,9 +32,9 @@ from maskfield_ns.answers.questions import (
     ask_texts,
     question_relevancy,
     valid_queries,
-    weights_of,
 )
 from maskfield_ns.answers.render import Outputs, feature_colours
+from maskfield_ns.foundation.vocabulary import vocabulary
 from maskfield_ns.selection.surface_views import places_as_trained, surface_points
 from maskfield_ns.viewer import compose
 from maskfield_ns.viewer.cache import KeptView, ViewCache, camera_pose, model_state, view_key
@@ -156,10 +157,6 @@ class Session:
         settings = self.settings
         return question_relevancy(self.model.query_head, question, settings.rule, settings.level)
 
-    def weights(self) -> Float[Tensor, " Q"]:
-        """How much every query of the head counts as evidence."""
-        return weights_of(self.model.query_head, self.settings.rule, self.settings.level)
-
     def valid(self) -> Bool[Tensor, " Q"]:
         """Queries of the head that count."""
         return valid_queries(self.model.query_head, self.settings.rule)
@@ -190,7 +187,7 @@ class Session:
         return f"{found} of {len(findings)} found."
 
     def set(self, **changes: Any) -> None:
-        """Changes settings: ``mode``, ``level``, or fields of the rule (``found_threshold``, ``temperature``, ...)."""
+        """Changes settings: ``mode``, ``level``, or fields of the rule (``found_threshold``, ``mask_scale``, ...)."""
         own = {k: v for k, v in changes.items() if k in ("mode", "level")}
         rule = replace(self.settings.rule, **{k: v for k, v in changes.items() if k not in own})
         self.settings = replace(self.settings, rule=rule, **own)
@@ -349,7 +346,9 @@ class Session:
         if question is not None:
             scores = self.scores(question)
             heat = shares.heat(scores, settings.rule, settings.level)
-            masks = decision.phrase_masks(heat.movedim(0, -1), scores, self.weights(), settings.rule)
+            head = self.model.query_head
+            verdict = judge_scores(head, scores, settings.rule, settings.level if head.by_level else None)
+            masks = decision.phrase_masks(heat.movedim(0, -1), verdict)
             owner = decision.phrase_map(masks, heat.movedim(0, -1))
         selected = selection.mask(self.model.query_head, shares) if selection else None
         if settings.mode == "Relevancy heat map":
