@@ -22,6 +22,7 @@ from maskfield_ns.answers.objects import overview_cameras
 from maskfield_ns.answers.render import answer_view
 from maskfield_ns.data.saved_capture import save_capture
 from maskfield_ns.errors import CaptureError, CheckpointError, QuestionError
+from maskfield_ns.foundation.vocabulary import calibration_bank
 from maskfield_ns.runs import SAVED_CAPTURE
 from maskfield_ns.scene import Scene
 from maskfield_ns.selection.selection import GaussianSelection
@@ -153,7 +154,8 @@ def test_masks_are_those_of_evaluation(scene: Scene) -> None:
     camera = looking()
     view = scene.render(camera, scene.query(phrases))
     texts, negatives = model.text(phrases), model.text(model.config.negatives)
-    active = ask(model.query_head, phrases, texts, negatives, model.config.decision)
+    bank = model.text(calibration_bank())
+    active = ask(model.query_head, phrases, texts, negatives, model.config.decision, bank)
     features = model.render_view(camera).features
     expected = answer_view(features, model.query_head, active, None, model.config.decision)
     for row, phrase in enumerate(phrases):
