@@ -63,7 +63,6 @@ def main() -> None:
             browser.until(listening, "the viewer to start")
             browser.open(f"http://127.0.0.1:{port}")
             browser.until(lambda: browser.shows("Ready"), "the text model")
-            browser.press("Hide Train Cams")
             browser.until(lambda: browser.shows("Show Train Cams"), "the training cameras to go")
 
             def shoot(name: str) -> None:

@@ -139,7 +139,7 @@ class Browser:
     def open(self, url: str) -> None:
         """Opens nerfstudio's viewer and waits until its panel is there."""
         self.call("Page.navigate", url=url)
-        self.until(lambda: self.shows("Hide Train Cams"), "the viewer's panel")
+        self.until(lambda: self.shows("Train Cams"), "the viewer's panel")
 
     def text(self) -> str:
         """All text on the page."""

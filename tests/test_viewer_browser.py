@@ -107,7 +107,6 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
         client = browser.until(lambda: next(iter(panel.server.get_clients().values()), None), "a client")
         with client.atomic():
             client.camera.position, client.camera.look_at = (0.0, -9.0, 7.0), (0.0, 0.0, 0.0)
-        browser.press("Hide Train Cams")
         browser.until(lambda: browser.shows("Ready") or browser.shows("Nothing can be found"), "the text model")
         yield Shown(browser, panel, Scene(pipeline, run, step), port)
 
