@@ -111,9 +111,10 @@ def test_pixels_answer_by_what_they_decode_to_and_codes_agree() -> None:
 def test_classes_compete_by_a_soft_max_over_cosines() -> None:
     head, features = fitted()
     rule, classes, negatives = DecisionRule(), torch.eye(DIM)[:2], torch.eye(DIM)[5:]
-    votes = class_votes(features[0, 0], head, classes, negatives, rule)
+    temperature = 10.0
+    votes = class_votes(features[0, 0], head, classes, negatives, rule, temperature)
     cosines = np.array([1.0, 0.0, 0.0])  # of the left thing with both classes and the negative
-    expected = np.exp(rule.class_temperature * cosines)
+    expected = np.exp(temperature * cosines)
     np.testing.assert_allclose(votes.numpy(), (expected / expected.sum())[:2], atol=1e-4)
 
 

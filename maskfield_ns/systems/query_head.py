@@ -18,6 +18,8 @@ SCHEMA_VERSION = 2
 
 _LOGIT_SCALE = 10.0
 _LOGIT_OFFSET = -5.0
+_GOLDEN = (5**0.5 - 1) / 2
+"""Multiples of it, less their whole parts, spread evenly over [0, 1)."""
 _SAMPLED_VIEWS, _SAMPLED_PIXELS = 64, 256
 """Pixels whose mask features are remembered: of so many training views so many each."""
 
@@ -41,6 +43,11 @@ def spread_codes(count: int, dim: int, seed: int = 0, steps: int = 300) -> Float
                 loss.backward()
                 optimiser.step()
     return F.normalize(codes.detach(), dim=-1)
+
+
+def sample_buffer(channels: int) -> Float[Tensor, "N channels"]:
+    """Room for the mask features of a scene's sampled pixels; zero where nothing has been sampled yet."""
+    return torch.zeros(_SAMPLED_VIEWS * _SAMPLED_PIXELS, channels, dtype=torch.float16)
 
 
 class QueryHead(nn.Module):
@@ -80,7 +87,7 @@ class QueryHead(nn.Module):
         self.num_queries, self.feature_dim, self.parametrisation = num_queries, feature_dim, parametrisation
         self.register_buffer("schema_version", torch.tensor(SCHEMA_VERSION))
         channels = feature_dim * (len(LEVELS) if by_level else 1)
-        self.register_buffer("sample", torch.zeros(_SAMPLED_VIEWS * _SAMPLED_PIXELS, channels, dtype=torch.float16))
+        self.register_buffer("sample", sample_buffer(channels))
         self.register_buffer("support", torch.zeros(num_queries))
         self.register_buffer("visible", torch.zeros(num_queries))
         of_level = torch.arange(num_queries) * len(LEVELS) // num_queries
@@ -189,8 +196,9 @@ class QueryHead(nn.Module):
 
         The scene's pixels, a few thousand of them: enough to know how much of it answers a phrase without rendering.
         """
-        generator = torch.Generator().manual_seed(view)
-        pixels = torch.randint(len(features), (_SAMPLED_PIXELS,), generator=generator).to(features.device)
+        # Spread over the image by the golden ratio, on the device: a step neither waits for nor copies anything.
+        order = torch.arange(1, _SAMPLED_PIXELS + 1, device=features.device, dtype=torch.float64)
+        pixels = ((order * _GOLDEN + view * _GOLDEN**2) % 1 * len(features)).long().clamp(max=len(features) - 1)
         start = view % _SAMPLED_VIEWS * _SAMPLED_PIXELS
         self.sample[start : start + _SAMPLED_PIXELS] = features.detach()[pixels].to(self.sample)
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from maskfield_ns.foundation.protocols import LEVELS
-from maskfield_ns.systems.query_head import SCHEMA_VERSION, QueryHead
+from maskfield_ns.systems.query_head import SCHEMA_VERSION, QueryHead, sample_buffer
 
 _SHARPNESS = 40.0
 """Inverse variance of a code's Gaussian, for features whose length is about 1."""
@@ -43,6 +43,7 @@ class CodeBook(QueryHead):
         self.register_buffer("visible", torch.zeros(num_codes))
         self.register_buffer("levels", torch.full((num_codes,), len(LEVELS) - 1))
         self.register_buffer("semantic_basis", torch.zeros(feature_dim, embedding_dim))
+        self.register_buffer("sample", sample_buffer(feature_dim))
         self.by_level = True
         self._used: dict[int, tuple[object, Tensor]] = {}
         # Found, not learnt: as parameters only because queries of other systems are.
