@@ -35,8 +35,9 @@ from maskfield_ns.splatting import prepare_view, rasterize, rasterize_features
 from maskfield_ns.splatting.cuda import CHANNELS_AT_ONCE
 from maskfield_ns.systems.query_head import QueryHead
 
-IMAGE_TOLERANCE, GRADIENT_TOLERANCE = 2e-3, 1e-2
-"""Largest difference of a pixel (values about 1), and of gradients relative to the largest one. Where the Gaussian that
+IMAGE_TOLERANCE, GRADIENT_TOLERANCE = 4e-3, 2e-2
+"""Largest difference of a pixel (values about 1), and of gradients relative to the largest one. A Gaussian whose share
+of a pixel is 1/255 to the last bit is drawn by one of the two and not by the other; where the Gaussian that
 ends a pixel differs by rounding, a pixel may change by more than arithmetic alone explains."""
 
 

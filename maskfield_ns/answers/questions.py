@@ -104,15 +104,18 @@ def answer_question(head: QueryHead, question: Question, rule: DecisionRule, lev
     """An answer per text or image; each is answered on its own."""
     valid, relevant = valid_queries(head, rule, level), question_relevancy(head, question, rule, level)
     verdict = judge_scores(head, relevant, rule, level if head.by_level else None)
+    # Read back together: a GPU has to be waited for at each reading.
+    evidence, founds, thresholds = (part.tolist() for part in (verdict.evidence, verdict.found, verdict.thresholds))
+    anything = bool(valid.any())
     answers = []
     for index, (name, scores) in enumerate(zip(question.names, relevant, strict=True)):
         (chosen,) = decision.select_queries(scores[None], rule)
-        best, found = float(verdict.evidence[index]), bool(verdict.found[index])
+        best, found = float(evidence[index]), bool(founds[index])
         order = scores.argsort(descending=True)
         ranked = zip(order.tolist(), chosen[order].tolist(), strict=True)  # at once: a GPU has to be waited for
         queries = tuple(q for q, answers in ranked if found and answers)
-        threshold = float(verdict.thresholds[index])
-        membership = phrase_rule(scores, head.levels, valid, threshold, rule) if valid.any() else None
+        threshold = float(thresholds[index])
+        membership = phrase_rule(scores, head.levels, valid, threshold, rule) if anything else None
         answers.append(Answer(name, best, found, queries, question.negative_names, membership))
     return answers
 

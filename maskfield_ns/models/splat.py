@@ -143,7 +143,8 @@ class MaskfieldSplatModel(QueryableMixin[Cameras], SplatfactoModel):
 
     def step_post_backward(self, step: int) -> None:
         """Densification, while colours are learnt."""
-        if step >= math.inf if self.run_info.mask_start is None else self.run_info.mask_start:
+        start = self.run_info.mask_start
+        if start is not None and step >= start:
             return
         if self.config.max_gaussians and self.num_points >= self.config.max_gaussians:
             self.strategy.grow_grad2d = math.inf
