@@ -89,6 +89,6 @@ def test_costs_of_a_step_and_an_answer(steps: tuple[str, dict[str, Any]]) -> Non
     color = found["color step"]
     assert color["waits"] <= (10 if preset == "splat" else 25), color
     assert color["to_device"] < 20_000, color
-    assert found["query by text"]["waits"] <= 20, found["query by text"]
+    assert found["query by text"]["waits"] <= 45, found["query by text"]  # two phrases, each with its own threshold
     assert found["render"]["operations"] < (400 if preset == "splat" else 2000), found["render"]
     assert found["render"]["waits"] <= (50 if preset == "splat" else 80), found["render"]
