@@ -359,7 +359,8 @@ def guard_values() -> None:
 
     def create(self: Any, value: Any, message: Any, is_button: bool = False) -> Any:
         handle = made(self, value, message, is_button)
-        handle._impl.maskfield_limits = message
+        state: Any = handle._impl
+        state.maskfield_limits = message
         return handle
 
     GuiApi.__init__ = init
@@ -477,9 +478,8 @@ def keep_to_ourselves() -> None:
     finished run, what belongs to training (pause, camera frusta of the training images) is out of sight at first.
     Concerns viewers of this package's models.
     """
-    import viser
     from nerfstudio.viewer.viewer import Viewer
-    from viser import _messages
+    from viser import _messages, theme
 
     if getattr(Viewer, "_maskfield_keeps", False):
         return
@@ -495,9 +495,9 @@ def keep_to_ourselves() -> None:
         if not wanted:
             for message in (_messages.ShareUrlRequest, _messages.ShareUrlDisconnect):
                 server._websock_server._incoming_handlers.pop(message, None)
-        links = (viser.theme.TitlebarButton(text="nerfstudio", icon=None, href="https://docs.nerf.studio"),)
+        links = (theme.TitlebarButton(text="nerfstudio", icon=None, href="https://docs.nerf.studio"),)
         server.gui.configure_theme(
-            titlebar_content=viser.theme.TitlebarConfig(buttons=links, image=None),
+            titlebar_content=theme.TitlebarConfig(buttons=links, image=None),
             control_layout="collapsible",
             dark_mode=True,
             show_share_button=wanted,
