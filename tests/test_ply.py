@@ -67,6 +67,8 @@ def test_rows_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     g["opacities"][:] = np.inf
     with pytest.raises(PlyError, match="no Gaussian"):
         write_gaussians(tmp_path / "h.ply", g)
+    with pytest.raises(PlyError, match="no Gaussian"):
+        write_gaussians(tmp_path / "h.ply", some_gaussians(0), np.arange(0))  # a scene whose every part was deleted
     assert not (tmp_path / "h.ply").exists()
 
 

@@ -44,6 +44,8 @@ def write_gaussians(
         PlyError: the file cannot be written, or there is not a single Gaussian.
     """
     count = len(gaussians["means"])
+    if not count:
+        raise PlyError(f"no Gaussian to write to {path}")
     rest = np.asarray(gaussians["features_rest"], np.float32).transpose(0, 2, 1).reshape(count, -1)
     columns: dict[str, np.ndarray] = {}
     for names, values in (
@@ -57,7 +59,7 @@ def write_gaussians(
     ):
         for column, name in enumerate(names):
             columns[name] = np.asarray(values, np.float32)[:, column]
-    finite = np.all([np.isfinite(values) for values in columns.values()], axis=0) if count else np.zeros(0, bool)
+    finite = np.all([np.isfinite(values) for values in columns.values()], axis=0)
     if not finite.any():
         raise PlyError(f"no Gaussian to write to {path}")
     if instance is not None:
