@@ -6,7 +6,9 @@ Imported before anything that takes time, so that Ctrl-C is quiet while the rest
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from types import TracebackType
 
 INTERRUPTED = 130
@@ -38,8 +40,20 @@ def install() -> None:
     if getattr(previous, "_is_maskfield_quiet", False):
         return
 
+    interrupted: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        # A library that is being imported may swallow the exception, and then fails for want of what it has not got.
+        interrupted.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread() and (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):
+        signal.signal(signal.SIGINT, note)
+
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not ends_quietly(error):
+        if not ends_quietly(KeyboardInterrupt() if interrupted else error):
             previous(kind, error, trace)
 
     hook._is_maskfield_quiet = True  # type: ignore[attr-defined]
